@@ -1,0 +1,140 @@
+"""The CPU as the kernels use it: one pool of threads, compiled loops, and memory that stays warm.
+
+Three facts, each of which decided more than any loop (see `benchmarks/`):
+
+1. Two pools of threads starve each other. BLAS libraries keep threads that spin after each product while
+   Numba's wait for a core, and the reverse. So there is one pool, Numba's: its threads call BLAS from inside
+   compiled loops (`sgemm`, below), each on its own part of the product, and BLAS is told to use one thread for as
+   long as the loop runs.
+2. A large temporary that is returned to the system costs a page fault every 4 kB when it is needed again.
+   `keep_freed_memory` tells malloc to keep it.
+3. exp and erf are scalar calls unless they are written as polynomials that vectorise (`math32.py`).
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba import prange, types
+from numba.core import event
+
+# Reordering sums, contracting into fused multiply-adds and dividing by multiplication may change the last bit.
+# NaN and infinity keep their meaning: a kernel that hides a NaN hides the bug that made it.
+_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+
+def compiled(function):
+    """Compile a function of NumPy arrays to machine code that runs `prange` loops on all cores.
+
+    The machine code is kept on disk beside the source, so only the first run ever waits for the compiler.
+    """
+    return numba.njit(parallel=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(function)
+
+
+def inlined(function):
+    """Compile a small function so that loops which call it vectorise as if it stood inside them."""
+    return numba.njit(cache=True, fastmath=_FASTMATH, error_model="numpy", inline="always")(function)
+
+
+class _Announcement(event.Listener):
+    """Says once that the compiler is at work, so that a first run's silence is explained."""
+
+    said = False
+
+    def on_start(self, event):
+        function = event.data["dispatcher"].py_func
+        if function.__module__.startswith("minift_kernels.") and not self.said:
+            self.said = True
+            print("minift: compiling the kernels for this machine (once, under a minute)", file=sys.stderr)
+
+    def on_end(self, event):
+        pass
+
+
+event.register("numba:compile", _Announcement())
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# BLAS inside compiled loops
+
+
+def _find_openblas() -> ctypes.CDLL | None:
+    """The OpenBLAS that NumPy's own wheels carry, or None where NumPy was built on another library."""
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        for library in sorted(folder.glob("libscipy_openblas64_*")):
+            return ctypes.CDLL(str(library))
+    return None
+
+
+__all__ = ["HAS_SGEMM", "compiled", "inlined", "prange", "sgemm", "single_threaded_blas"]
+
+_openblas = _find_openblas()
+
+HAS_SGEMM = _openblas is not None
+"""Whether compiled loops can call BLAS here; without it matrix products go through numpy.matmul."""
+
+ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112
+"""The values that the CBLAS interface gives to its enumerations."""
+
+if _openblas is not None:
+    _address = ctypes.cast(_openblas.scipy_cblas_sgemm64_, ctypes.c_void_p).value
+    llvm.add_symbol("minift_sgemm", _address)
+
+_int, _size, _float = types.int32, types.int64, types.float32
+sgemm = types.ExternalFunction(
+    "minift_sgemm",
+    types.void(
+        _int, _int, _int,              # layout, transpose a, transpose b
+        _size, _size, _size,           # M, N, K
+        _float, _size, _size,          # alpha, address of a, row length of a
+        _size, _size,                  # address of b, row length of b
+        _float, _size, _size,          # beta, address of c, row length of c
+    ),
+)  # fmt: skip
+"""c = alpha a b + beta c on row-major float32 matrices, callable from `@compiled` code.
+
+Addresses are `array.ctypes.data`; a row length is the distance in elements from one row to the next, so a block of
+a larger matrix needs no copy. Call it under `single_threaded_blas`.
+"""
+
+
+class _SingleThreadedBlas:
+    """While a compiled loop runs, its own threads are the only ones: BLAS gets one, and its old number afterwards."""
+
+    def __enter__(self):
+        if _openblas is not None:
+            self.before = _openblas.scipy_openblas_get_num_threads64_()
+            _openblas.scipy_openblas_set_num_threads64_(1)
+
+    def __exit__(self, *exception):
+        if _openblas is not None:
+            _openblas.scipy_openblas_set_num_threads64_(self.before)
+
+
+def single_threaded_blas() -> _SingleThreadedBlas:
+    """A context in which every BLAS call uses the thread it was called from and no other."""
+    return _SingleThreadedBlas()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc to keep freed blocks, however large, instead of returning them to the system.
+
+    A training step allocates the same large arrays again and again; fetched anew, each page costs a fault and is
+    zeroed by the kernel (13 ms for 47 MB). Elsewhere than on glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, 1 << 30)
