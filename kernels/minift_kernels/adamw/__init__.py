@@ -1,0 +1,49 @@
+"""AdamW: Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019), as torch.optim.AdamW.
+
+    m = beta1 m + (1 - beta1) g            v = beta2 v + (1 - beta2) g^2
+    w = w - lr weight_decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
+
+    reference   a dozen passes over each array
+
+Parameters and moments change in place, gradients never.
+"""
+
+from minift_kernels.adamw import reference
+from minift_kernels.ladder import Ladder
+
+ladder = Ladder("adamw", {"reference": reference})
+
+
+def step(
+    parameters: list,
+    gradients: list,
+    first_moments: list,
+    second_moments: list,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    gradient_scale: float = 1.0,
+) -> None:
+    """One update of the arrays of one parameter group. The four lists run in parallel; `step` counts from 1.
+
+    `gradient_scale` multiplies every gradient as it is read, which is how clipping costs no pass of its own.
+    """
+    if not parameters:
+        return
+    ladder.rung(parameters[0]).step(
+        parameters,
+        gradients,
+        first_moments,
+        second_moments,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        step=step,
+        gradient_scale=gradient_scale,
+    )

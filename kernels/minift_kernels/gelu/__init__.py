@@ -1,0 +1,21 @@
+"""GELU in its exact form: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel 2016).
+
+    reference   the formula, erf from the standard library element by element
+
+Shapes: any; elements are independent.
+"""
+
+from minift_kernels.gelu import reference
+from minift_kernels.ladder import Ladder
+
+ladder = Ladder("gelu", {"reference": reference})
+
+
+def forward(x):
+    """y from x, of the same shape."""
+    return ladder.rung(x).forward(x)
+
+
+def backward(dy, x):
+    """dx = dy (Phi(x) + x phi(x)), phi the normal density; from forward's input x."""
+    return ladder.rung(dy).backward(dy, x)

@@ -1,0 +1,27 @@
+"""Matrix product with a bias: c = a b + bias.
+
+    reference   the array library's own product, then one more pass over c for the bias
+
+Shapes: a (M, K), b (K, N), c (M, N). Either factor may be a transposed view (`w.T`): no rung copies it.
+
+There is no backward of its own, since the gradients are products themselves:
+
+    da = dc b^T       forward(dc, b.T)
+    db = a^T dc       forward(a.T, dc)
+    dbias = sum of the rows of dc       sum_rows(dc)
+"""
+
+from minift_kernels.ladder import Ladder
+from minift_kernels.matmul import reference
+
+ladder = Ladder("matmul", {"reference": reference})
+
+
+def forward(a, b, bias=None):
+    """c (M, N) from a (M, K), b (K, N) and, where given, bias (N,), added to every row."""
+    return ladder.rung(a).forward(a, b, bias)
+
+
+def sum_rows(x):
+    """(C,) from x (R, C): the gradient of a bias that was added to every row."""
+    return ladder.rung(x).sum_rows(x)

@@ -1,0 +1,47 @@
+"""Philox 4x32-10: random bits without a state (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+A block cipher in miniature: ten rounds scramble a 128-bit counter under a 64-bit key into four random 32-bit words.
+Which element needs which word is known from its index alone, so threads need not agree on an order, every rung draws
+the same bits, and backward draws again what forward drew instead of keeping it.
+"""
+
+from minift_kernels.arrays import array_namespace
+
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+"""What each round multiplies words 0 and 2 by."""
+
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+"""What is added to the key after each round: the golden ratio and sqrt(3) - 1, as fractions of 2^32."""
+
+ROUNDS = 10
+
+
+def philox(counter, key):
+    """Four arrays of random uint32 from `counter`, four uint32 arrays that broadcast, and `key`, two integers."""
+    xp = array_namespace(counter[0])
+    low_half = xp.uint64(0xFFFFFFFF)
+    # Words are kept in uint64 so that a product of two of them has room for its high half.
+    c0, c1, c2, c3 = (word.astype(xp.uint64) for word in counter)
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(ROUNDS):
+        product0 = c0 * xp.uint64(MULTIPLIERS[0])
+        product1 = c2 * xp.uint64(MULTIPLIERS[1])
+        c0 = (product1 >> xp.uint64(32)) ^ c1 ^ xp.uint64(k0)
+        c2 = (product0 >> xp.uint64(32)) ^ c3 ^ xp.uint64(k1)
+        c1 = product1 & low_half
+        c3 = product0 & low_half
+        k0 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF
+        k1 = (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
+    return tuple(word.astype(xp.uint32) for word in (c0, c1, c2, c3))
+
+
+def drop_threshold(p: float) -> int:
+    """Words below this are dropped: a uint32 is, with probability p."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"the dropout probability must lie between 0 and 1, not {p}")
+    return round(p * 2**32)
+
+
+def keep_scale(p: float) -> float:
+    """What survivors are multiplied by, so that the expected value stays the same."""
+    return 1 / (1 - p) if p < 1 else 0.0
