@@ -51,7 +51,7 @@ class AdamW:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                moments = self.state.setdefault(parameter, Moments(parameter.data))
+                moments = self.moments(parameter)
                 moments.step += 1
                 by_step.setdefault(moments.step, []).append(parameter)
             for step, parameters in by_step.items():
@@ -67,6 +67,12 @@ class AdamW:
                     weight_decay=group["weight_decay"],
                     step=step,
                 )
+
+    def moments(self, parameter: Parameter) -> "Moments":
+        """What is remembered of a parameter; zeros before its first step."""
+        if parameter not in self.state:
+            self.state[parameter] = Moments(parameter.data)
+        return self.state[parameter]
 
     def zero_grad(self) -> None:
         """Forget the gradients, so that the next backward() starts from nothing."""

@@ -9,7 +9,7 @@ import numpy as np
 
 def array_namespace(x) -> ModuleType:
     """numpy for a NumPy array, cupy for a CuPy array (which only exists where cupy was imported)."""
-    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+    return np if isinstance(x, (np.ndarray, np.generic)) else sys.modules["cupy"]
 
 
 def erf(x):
