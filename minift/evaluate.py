@@ -24,7 +24,7 @@ def evaluate(model: TextClassification, dataset: Dataset, batch_size: int = 32) 
     model.eval()
     try:
         with no_grad():
-            for batch in batches(dataset, model.tokenizer, batch_size, label_ids=expected):
+            for batch in batches(dataset, model.tokenizer, batch_size, labels=expected):
                 logits = model(batch)
                 loss_sum += cross_entropy(logits, batch.labels).item() * len(batch)
                 predicted.append(logits.numpy().argmax(axis=1))

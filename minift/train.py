@@ -98,6 +98,8 @@ def finetune(config: TrainingConfig) -> dict:
     options = _options(config, train_set)
     progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
     if progress is None:
+        for stale in (METRICS, training_state.FILE):
+            (config.out / stale).unlink(missing_ok=True)
         progress = training_state.Progress()
         progress.before = evaluate(model, dev_set, config.batch_size) if dev_set else None
     schedule.set_step(progress.step)
@@ -178,7 +180,7 @@ def _open(config: TrainingConfig, path: Path) -> Dataset:
 def _batches(dataset: Dataset, model: TextClassification, config: TrainingConfig, epoch: int, start: int):
     labels = dataset.label_ids(model.labels)
     return batches(
-        dataset, model.tokenizer, config.batch_size, label_ids=labels, seed=config.seed, epoch=epoch, start=start
+        dataset, model.tokenizer, config.batch_size, labels=labels, seed=config.seed, epoch=epoch, start=start
     )
 
 
