@@ -172,14 +172,15 @@ def layer_norm_cases():
         )
         return arrays | change
 
-    for t, h in ((1, 1), (1, 7), (3, 33), (131, 20), (5, 385)):
+    for t, h in ((1, 3), (1, 7), (3, 33), (131, 20), (5, 385)):
         yield f"{t}x{h}", case(t, h)
     yield "no residual", case(67, 12, residual=False)
     yield "no rows", case(0, 12)
     constant = normal(3, 16)
     constant[1] = 3.0
     yield "a constant row", case(3, 16, residual=False, x=constant, eps=1e-5)
-    yield "a large mean", case(3, 64, residual=False, x=1000 + normal(3, 64).round(3))
+    # E[x^2] - E[x]^2 would lose everything here. Of whole numbers, float32 knows the mean of 64 exactly.
+    yield "a large mean", case(3, 64, residual=False, x=1000 + (4 * normal(3, 64)).round())
 
 
 def gelu_cases():
@@ -227,7 +228,7 @@ def cross_entropy_cases():
     yield "another ignored index", case(4, 3, targets=np.array([0, 1, 2, 1]), ignore_index=1)
     yield "all ignored", case(2, 3, targets=np.array([-100, -100]))
     yield "int32 targets", case(4, 3, targets=np.array([0, 1, 2, 1], np.int32))
-    extreme = np.array([[1e4, 0, -1e4], [-INFINITY, 1, 2], [0, -INFINITY, -INFINITY], [1e4, 1e4, 1e4]])
+    extreme = np.array([[1e4, 0, -1e4], [-INFINITY, 1, 2], [0, -INFINITY, -INFINITY], [30, 30, 30]])
     yield "extreme logits", case(4, 3, logits=extreme, targets=np.array([0, 2, 0, 1]))
     # The wrong side of a saturated softmax: a loss of 2e4, whose gradient is still 1.
     yield "hopeless", case(2, 3, logits=extreme[:2].clip(-1e4), targets=np.array([2, 0]))

@@ -35,7 +35,11 @@ def step(
         chunks_of(parameters, _CHUNK),
         np.float32(1 - lr * weight_decay),
         np.float32(beta1),
+        np.float32(
+            1 - beta1
+        ),  # from float64: 1 minus the float32 nearest to 0.999 is wrong in its fifth digit
         np.float32(beta2),
+        np.float32(1 - beta2),
         np.float32(lr / (1 - beta1**step)),
         np.float32(1 / math.sqrt(1 - beta2**step)),
         np.float32(eps),
@@ -48,7 +52,9 @@ def step(
 
 
 @compiled
-def _step(addresses, chunks, decay, beta1, beta2, step_size, variance_scale, eps, gradient_scale):
+def _step(
+    addresses, chunks, decay, beta1, rest1, beta2, rest2, step_size, variance_scale, eps, gradient_scale
+):
     for chunk in prange(len(chunks)):
         number, start, size = chunks[chunk]
         w = float32_array(addresses[0, number] + 4 * start, size)
@@ -57,6 +63,6 @@ def _step(addresses, chunks, decay, beta1, beta2, step_size, variance_scale, eps
         v = float32_array(addresses[3, number] + 4 * start, size)
         for i in range(size):
             gradient = gradient_scale * g[i]
-            m[i] = beta1 * m[i] + (np.float32(1) - beta1) * gradient
-            v[i] = beta2 * v[i] + (np.float32(1) - beta2) * gradient * gradient
+            m[i] = beta1 * m[i] + rest1 * gradient
+            v[i] = beta2 * v[i] + rest2 * gradient * gradient
             w[i] = decay * w[i] - step_size * m[i] / (np.sqrt(v[i]) * variance_scale + eps)

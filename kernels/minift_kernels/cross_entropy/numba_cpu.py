@@ -51,15 +51,16 @@ def _forward(logits, targets, weights, ignore_index, smoothing, losses, logsumex
         total = np.float32(0)
         for c in range(classes):
             total += exp(logits[r, c] - largest)
-        logsumexp[r] = largest + np.log(total)
+        log_total = np.log(total)
+        logsumexp[r] = largest + log_total
         losses[r] = np.float32(0)
         if targets[r] != ignore_index:
-            target_loss = weights[targets[r]] * (logsumexp[r] - logits[r, targets[r]])
+            target_loss = weights[targets[r]] * (largest - logits[r, targets[r]] + log_total)
             losses[r] = (np.float32(1) - smoothing) * target_loss
             if smoothing > 0:
                 mean_loss = np.float32(0)
                 for c in range(classes):
-                    mean_loss += weights[c] * (logsumexp[r] - logits[r, c])
+                    mean_loss += weights[c] * (largest - logits[r, c] + log_total)
                 losses[r] += smoothing * mean_loss / np.float32(classes)
 
 
