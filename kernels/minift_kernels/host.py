@@ -20,6 +20,7 @@ import numba
 import numpy as np
 from numba import prange, types
 from numba.core import event
+from numba.extending import intrinsic
 
 # Reordering sums, contracting into fused multiply-adds and dividing by multiplication may change the last bit.
 # NaN and infinity keep their meaning: a kernel that hides a NaN hides the bug that made it.
@@ -37,6 +38,43 @@ def compiled(function):
 def inlined(function):
     """Compile a small function so that loops which call it vectorise as if it stood inside them."""
     return numba.njit(cache=True, fastmath=_FASTMATH, error_model="numpy", inline="always")(function)
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """x itself where its elements lie in C order, aligned and writeable, else a copy for which that is true.
+
+    Compiled code is made for one kind of array; every other kind would cost a compilation of its own.
+    """
+    return x if x.flags.carray else np.array(x, order="C")
+
+
+@intrinsic
+def _float32_pointer(typing_context, address):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(address), generate
+
+
+@inlined
+def float32_array(address, size):
+    """The `size` float32 values from `address` on as an array, for one compiled loop over many arrays."""
+    return numba.carray(_float32_pointer(address), size)
+
+
+def chunks_of(arrays, size):
+    """(chunks, 3) of integers: which array, where the chunk starts in it, and how many elements it has."""
+    chunks = [
+        (number, start, min(size, array.size - start))
+        for number, array in enumerate(arrays)
+        for start in range(0, array.size, size)
+    ]
+    return np.array(chunks, np.int64).reshape(-1, 3)
+
+
+def thread_count() -> int:
+    """How many threads compiled loops run on: NUMBA_NUM_THREADS, or all cores."""
+    return numba.get_num_threads()
 
 
 class _Announcement(event.Listener):
@@ -70,7 +108,18 @@ def _find_openblas() -> ctypes.CDLL | None:
     return None
 
 
-__all__ = ["HAS_SGEMM", "compiled", "inlined", "prange", "sgemm", "single_threaded_blas"]
+__all__ = [
+    "HAS_SGEMM",
+    "chunks_of",
+    "compiled",
+    "contiguous",
+    "float32_array",
+    "inlined",
+    "prange",
+    "sgemm",
+    "single_threaded_blas",
+    "thread_count",
+]
 
 _openblas = _find_openblas()
 

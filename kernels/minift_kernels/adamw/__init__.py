@@ -4,14 +4,15 @@
     w = w - lr weight_decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 
     reference   a dozen passes over each array
+    numba_cpu   one pass over memory, one launch for all arrays
 
 Parameters and moments change in place, gradients never.
 """
 
-from minift_kernels.adamw import reference
+from minift_kernels.adamw import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
-ladder = Ladder("adamw", {"reference": reference})
+ladder = Ladder("adamw", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def step(

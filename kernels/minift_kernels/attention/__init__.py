@@ -1,6 +1,7 @@
 """Attention inside each text of a packed batch: out = dropout(softmax(scale q k^T)) v, for each head.
 
     reference   the formula, one text and one head at a time
+    numba_cpu   blocks of queries whose scores stay in cache, on all cores
 
 Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention, Ainslie
 et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is columns n D to
@@ -18,10 +19,10 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
-from minift_kernels.attention import reference
+from minift_kernels.attention import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
-ladder = Ladder("attention", {"reference": reference})
+ladder = Ladder("attention", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):

@@ -6,14 +6,15 @@ z are the logits, y the target, w the class weights (1 where none are given) and
 2016). These are the unreduced losses of `torch.nn.functional.cross_entropy(reduction="none")`.
 
     reference   one array operation after another
+    numba_cpu   no array of the size of the logits but their gradient
 
 Shapes: R rows, C classes. A row whose target is `ignore_index` has loss 0 and no gradient.
 """
 
-from minift_kernels.cross_entropy import reference
+from minift_kernels.cross_entropy import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
-ladder = Ladder("cross_entropy", {"reference": reference})
+ladder = Ladder("cross_entropy", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def forward(logits, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):

@@ -1,14 +1,15 @@
 """Embedding: row ids[t] of a table for every token. Forward gathers rows, backward adds them up where they came from.
 
     reference   fancy indexing and add.at
+    numba_cpu   columns shared among the threads, no two write to one place
 
 Shapes: T tokens, V rows in the table, H columns.
 """
 
-from minift_kernels.embedding import reference
+from minift_kernels.embedding import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
-ladder = Ladder("embedding", {"reference": reference})
+ladder = Ladder("embedding", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def forward(ids, table):

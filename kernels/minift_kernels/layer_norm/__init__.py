@@ -3,15 +3,16 @@
     y = (s - mean(s)) rstd * weight + bias,  s = x + residual,  rstd = 1 / sqrt(variance(s) + eps)
 
     reference   one array operation after another
+    numba_cpu   one pass over memory, a row at a time in cache
 
 A transformer normalises the sum of a layer's output and its input, so the sum is part of the operation: it is never
 written to memory. Shapes: T rows, H columns.
 """
 
 from minift_kernels.ladder import Ladder
-from minift_kernels.layer_norm import reference
+from minift_kernels.layer_norm import numba_cpu, reference
 
-ladder = Ladder("layer_norm", {"reference": reference})
+ladder = Ladder("layer_norm", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def forward(x, residual, weight, bias, eps):

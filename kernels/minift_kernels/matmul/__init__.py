@@ -1,6 +1,7 @@
 """Matrix product with a bias: c = a b + bias.
 
     reference   the array library's own product, then one more pass over c for the bias
+    numba_cpu   blocks shared among the threads, BLAS on each, the bias added in cache
 
 Shapes: a (M, K), b (K, N), c (M, N). Either factor may be a transposed view (`w.T`): no rung copies it.
 
@@ -12,9 +13,9 @@ There is no backward of its own, since the gradients are products themselves:
 """
 
 from minift_kernels.ladder import Ladder
-from minift_kernels.matmul import reference
+from minift_kernels.matmul import numba_cpu, reference
 
-ladder = Ladder("matmul", {"reference": reference})
+ladder = Ladder("matmul", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def forward(a, b, bias=None):

@@ -1,14 +1,15 @@
 """Softmax over the last axis: y_j = exp(x_j) / sum_k exp(x_k).
 
     reference   three passes in array operations
+    numba_cpu   one row at a time in cache, exp as a polynomial that vectorises
 
 Shapes: R rows, C columns; both rungs take any number of leading axes as rows.
 """
 
 from minift_kernels.ladder import Ladder
-from minift_kernels.softmax import reference
+from minift_kernels.softmax import numba_cpu, reference
 
-ladder = Ladder("softmax", {"reference": reference})
+ladder = Ladder("softmax", {"reference": reference, "numba_cpu": numba_cpu})
 
 
 def forward(x):
