@@ -32,82 +32,6 @@ PAIR_COLUMNS = ("sentence1", "sentence2")
 LABEL_COLUMN = "label"
 
 
-# ---- Batches -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Batch:
-    """B texts with T tokens in all, packed."""
-
-    ids: np.ndarray
-    """(T,) int64: the tokens of all texts, one text after the other."""
-    token_types: np.ndarray
-    """(T,) int64: 0, and 1 in the second text of a pair."""
-    positions: np.ndarray
-    """(T,) int64: the place of each token in its own text, from 0."""
-    offsets: np.ndarray
-    """(B + 1,) int64: text b is tokens offsets[b] to offsets[b + 1]; the last one is T."""
-    labels: np.ndarray | None = None
-    """(B,), where there are labels."""
-    truncated: int = 0
-    """How many of the texts were cut to the maximum length."""
-
-    def __len__(self) -> int:
-        """B."""
-        return len(self.offsets) - 1
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return len(self.ids)
-
-    @property
-    def segments(self) -> np.ndarray:
-        """(B, 2): where each text starts, and where it ends (exclusive)."""
-        return np.stack([self.offsets[:-1], self.offsets[1:]], axis=1)
-
-
-def pack(encodings: Sequence[Encoding], labels: Any = None) -> Batch:
-    """One batch from tokenized texts, and their labels, if there are any: one a text, in the same order."""
-    lengths = [len(encoding.ids) for encoding in encodings]
-    return Batch(
-        ids=np.array([token for encoding in encodings for token in encoding.ids], np.int64),
-        token_types=np.array([kind for encoding in encodings for kind in encoding.token_types], np.int64),
-        positions=np.array([position for length in lengths for position in range(length)], np.int64),
-        offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        labels=None if labels is None else np.asarray(labels),
-        truncated=sum(encoding.truncated for encoding in encodings),
-    )
-
-
-def batches(
-    dataset: Sequence[tuple[Text, Any]] | "Dataset",
-    tokenizer: Tokenizer,
-    batch_size: int,
-    *,
-    labels: np.ndarray | None = None,
-    seed: int | None = None,
-    epoch: int = 0,
-    start: int = 0,
-) -> Iterator[Batch]:
-    """The data set once, in batches of `batch_size` texts; the last one may be smaller.
-
-    `labels` (one a row of the data set, such as `dataset.label_ids(names)`) go into the batches. With a
-    seed the rows are shuffled, anew each epoch; without one they come in the order of the file. The first
-    `start` batches are passed over unread: whoever resumes gets the same batches that would have come.
-    """
-    order = np.arange(len(dataset)) if seed is None else shuffled(len(dataset), seed, epoch)
-    for first in range(start * batch_size, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        encodings = tokenizer.encode([dataset[int(row)][0] for row in rows])
-        yield pack(encodings, None if labels is None else labels[rows])
-
-
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The numbers 0 to count - 1 in an order that depends on (seed, epoch) alone. Neither may be negative."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-
-
 # ---- Rows of a file ------------------------------------------------------------------------------
 
 
@@ -370,3 +294,79 @@ def _is_integer(label: str) -> bool:
 def _list(names: Sequence[Any]) -> str:
     shown = ", ".join(repr(name) if isinstance(name, str) else str(name) for name in names[:12])
     return shown + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+
+
+# ---- Batches -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """B texts with T tokens in all, packed."""
+
+    ids: np.ndarray
+    """(T,) int64: the tokens of all texts, one text after the other."""
+    token_types: np.ndarray
+    """(T,) int64: 0, and 1 in the second text of a pair."""
+    positions: np.ndarray
+    """(T,) int64: the place of each token in its own text, from 0."""
+    offsets: np.ndarray
+    """(B + 1,) int64: text b is tokens offsets[b] to offsets[b + 1]; the last one is T."""
+    labels: np.ndarray | None = None
+    """(B,), where there are labels."""
+    truncated: int = 0
+    """How many of the texts were cut to the maximum length."""
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.offsets) - 1
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return len(self.ids)
+
+    @property
+    def segments(self) -> np.ndarray:
+        """(B, 2): where each text starts, and where it ends (exclusive)."""
+        return np.stack([self.offsets[:-1], self.offsets[1:]], axis=1)
+
+
+def pack(encodings: Sequence[Encoding], labels: Any = None) -> Batch:
+    """One batch from tokenized texts, and their labels, if there are any: one a text, in the same order."""
+    lengths = [len(encoding.ids) for encoding in encodings]
+    return Batch(
+        ids=np.array([token for encoding in encodings for token in encoding.ids], np.int64),
+        token_types=np.array([kind for encoding in encodings for kind in encoding.token_types], np.int64),
+        positions=np.array([position for length in lengths for position in range(length)], np.int64),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        labels=None if labels is None else np.asarray(labels),
+        truncated=sum(encoding.truncated for encoding in encodings),
+    )
+
+
+def batches(
+    dataset: Dataset | Sequence[tuple[Text, Any]],
+    tokenizer: Tokenizer,
+    batch_size: int,
+    *,
+    labels: np.ndarray | None = None,
+    seed: int | None = None,
+    epoch: int = 0,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """The data set once, in batches of `batch_size` texts; the last one may be smaller.
+
+    `labels` (one a row of the data set, such as `dataset.label_ids(names)`) go into the batches. With a
+    seed the rows are shuffled, anew each epoch; without one they come in the order of the file. The first
+    `start` batches are passed over unread: whoever resumes gets the same batches that would have come.
+    """
+    order = np.arange(len(dataset)) if seed is None else shuffled(len(dataset), seed, epoch)
+    for first in range(start * batch_size, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        encodings = tokenizer.encode([dataset[int(row)][0] for row in rows])
+        yield pack(encodings, None if labels is None else labels[rows])
+
+
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The numbers 0 to count - 1 in an order that depends on (seed, epoch) alone. Neither may be negative."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)

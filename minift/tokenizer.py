@@ -174,8 +174,8 @@ class Tokenizer:
         """Raise InputError where the tokenizer makes ids that a model of `vocab_size` embeddings has not."""
         if self.vocab_size > vocab_size:
             raise InputError(
-                f"{self.source}: the tokenizer makes ids up to {self.vocab_size - 1}, the model knows those up "
-                f"to {vocab_size - 1} (vocab_size {vocab_size}): they do not belong together"
+                f"{self.source}: the tokenizer makes ids up to {self.vocab_size - 1}, the model knows those "
+                f"up to {vocab_size - 1} (vocab_size {vocab_size}): they do not belong together"
             )
 
     # ---- Files ----
