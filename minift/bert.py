@@ -57,12 +57,16 @@ class BertConfig:
             raise InputError(f"{source}: position_embedding_type is not 'absolute', which alone is supported")
         known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         for name, value in known.items():
-            expected = {int: int, float: (int, float), str: str}.get(cls.__annotations__[name], (int, float, type(None)))
+            expected = {int: int, float: (int, float), str: str}.get(
+                cls.__annotations__[name], (int, float, type(None))
+            )
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise InputError(f"{source}: {name} is {value!r}, expected {cls.__annotations__[name]}")
         made = cls(**known)
         if made.hidden_act not in ACTIVATIONS:
-            raise InputError(f"{source}: hidden_act is {made.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
+            raise InputError(
+                f"{source}: hidden_act is {made.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}"
+            )
         if made.hidden_size % made.num_attention_heads:
             raise InputError(
                 f"{source}: hidden_size {made.hidden_size} is no multiple of "

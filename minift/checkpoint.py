@@ -22,7 +22,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -293,11 +293,11 @@ class KeyReport:
     """What became of every key of the file and of the model."""
 
     loaded: list[str] = field(default_factory=list)
-    initialised: list[str] = field(default_factory=list)  # in the model alone: they keep their new values
+    initialized: list[str] = field(default_factory=list)  # in the model alone: they keep their new values
     unused: list[str] = field(default_factory=list)  # in the file alone
 
     def __str__(self) -> str:
-        lists = {"newly initialised": self.initialised, "unused": self.unused}
+        lists = {"newly initialized": self.initialized, "unused": self.unused}
         named = [f"{what}: {', '.join(keys)}" for what, keys in lists.items() if keys]
         return "; ".join([f"loaded {len(self.loaded)} tensors", *named])
 
@@ -316,7 +316,7 @@ def match_keys(
             )
     return KeyReport(
         loaded=[key for key in expected if key in found],
-        initialised=[key for key in expected if key not in found],
+        initialized=[key for key in expected if key not in found],
         unused=[key for key in found if key not in expected],
     )
 
@@ -347,6 +347,30 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory and those above it. Raises InputError where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made a directory: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def continue_file(path: Path, length: int) -> Iterator[BufferedWriter]:
+    """A file open for writing behind its first `length` bytes; what came after them is cut off.
+
+    Raises InputError where the file is shorter or cannot be written, in the block too.
+    """
+    try:
+        with open(path, "ab") as file:
+            if file.tell() < length:
+                raise InputError(f"{path}: {length:,} bytes were expected, found {file.tell():,}")
+            file.truncate(length)
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _sync(path: Path) -> None:

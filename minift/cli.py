@@ -62,7 +62,10 @@ class Info:
 
 
 Command = (
-    Annotated[TrainingConfig, tyro.conf.subcommand("finetune", description="Fine-tune a checkpoint on labelled texts.")]
+    Annotated[
+        TrainingConfig,
+        tyro.conf.subcommand("finetune", description="Fine-tune a checkpoint on labelled texts."),
+    ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Info, tyro.conf.subcommand("info")]
@@ -95,7 +98,9 @@ def run_finetune(config: TrainingConfig) -> None:
         if metrics[name]:
             print(f"{name:6}  accuracy {metrics[name]['accuracy']:.4f}  loss {metrics[name]['loss']:.4f}")
     if metrics["truncated"]:
-        print(f"{metrics['truncated']} texts were longer than the maximum and were truncated (each epoch counts)")
+        print(
+            f"{metrics['truncated']} texts were longer than the maximum and were truncated (each epoch counts)"
+        )
     print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
     print(f'next: minift predict {config.out} --text "..."')
 
@@ -146,7 +151,8 @@ def as_line(text: Text, prediction: Prediction) -> str:
 def as_json(text: Text, prediction: Prediction) -> str:
     """{"text", "label", "probabilities"} on one line."""
     return json.dumps(
-        {"text": text, "label": prediction.label, "probabilities": prediction.probabilities}, ensure_ascii=False
+        {"text": text, "label": prediction.label, "probabilities": prediction.probabilities},
+        ensure_ascii=False,
     )
 
 

@@ -8,7 +8,16 @@ import numpy as np
 from minift_kernels import OPERATIONS
 from minift_kernels.host import HAS_SGEMM
 
-PACKAGES = ("minift", "numpy", "numba", "tokenizers", "safetensors", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda")
+PACKAGES = (
+    "minift",
+    "numpy",
+    "numba",
+    "tokenizers",
+    "safetensors",
+    "cupy-cuda13x",
+    "cupy-cuda12x",
+    "numba-cuda",
+)
 
 
 def info() -> dict:

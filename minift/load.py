@@ -45,12 +45,14 @@ def load(
     tokenizer.check_vocabulary(config.vocab_size)
     with skip_init():
         model = TASKS[task](config, _labels(labels, config_json, source), tokenizer)
-    fill(model, directory, config.initializer_range)
+    fill(model, directory, config.initializer_range, str(name))
     return model.to(dtype).train()
 
 
-def fill(model: Module, directory: Path, initializer_range: float) -> None:
+def fill(model: Module, directory: Path, initializer_range: float, name: str) -> None:
     """Set every parameter from the checkpoint in `directory`; draw those it lacks, and say so in one line.
+
+    `name` is what the user called the checkpoint.
 
     Raises InputError for a damaged file, for a wrong shape, and for a checkpoint that has nothing of the model.
     """
@@ -63,12 +65,15 @@ def fill(model: Module, directory: Path, initializer_range: float) -> None:
         directory,
     )
     if not report.loaded:
-        raise InputError(f"{directory}: none of the checkpoint's keys belongs to this model; it has {', '.join(list(key_of)[:3])}, ...")
-    for name in report.loaded:
-        parameters[name].data = np.array(tensors[key_of[name]])  # a copy: the file's own bytes stay as they are
-    initialize({name: parameters[name] for name in report.initialized}, initializer_range)
+        keys = ", ".join(list(tensors)[:3])
+        raise InputError(
+            f"{directory}: none of the checkpoint's keys belongs to this model; it has {keys}, ..."
+        )
+    for key in report.loaded:
+        parameters[key].data = np.array(tensors[key_of[key]])  # a copy: the file's own bytes stay as they are
+    initialize({key: parameters[key] for key in report.initialized}, initializer_range)
     if report.initialized or report.unused:
-        log.warning("%s: %s", directory.name, report)
+        log.warning("%s: %s", name, report)
 
 
 def _labels(labels: Sequence[str] | None, config: dict, source: str) -> list[str]:

@@ -60,7 +60,9 @@ def mse_loss(predictions: Tensor, targets: Array) -> Tensor:
     xp = array_namespace(predictions.data)
     targets = xp.asarray(targets, dtype=predictions.dtype)
     if targets.shape != predictions.shape:
-        raise InputError(f"mse_loss: predictions of shape {predictions.shape}, targets of shape {targets.shape}")
+        raise InputError(
+            f"mse_loss: predictions of shape {predictions.shape}, targets of shape {targets.shape}"
+        )
     error = predictions.data - targets
 
     def backward(dy):

@@ -53,9 +53,7 @@ def embedding(ids: Array, weight: Tensor) -> Tensor:
     return Tensor(y, parents=(weight,), backward=backward)
 
 
-def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
-) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """y = w (z - mean(z)) / sqrt(var(z) + eps) + b with z = x + residual, over the last axis (Ba et al. 2016).
 
     x, residual and y (T, H); w and b (H,). The sum with the residual stands inside because BERT never normalises

@@ -169,7 +169,9 @@ def _loss(model: TextClassification, batch: Batch, config: TrainingConfig, step:
         with no_grad(), detect_anomaly():
             cross_entropy(model(batch), batch.labels, label_smoothing=config.label_smoothing)
     except FloatingPointError as error:
-        raise InputError(f"step {step}: the loss became {loss.item()}; {error}. Try a lower learning rate") from None
+        raise InputError(
+            f"step {step}: the loss became {loss.item()}; {error}. Try a lower learning rate"
+        ) from None
     raise InputError(f"step {step}: the loss became {loss.item()}, and was a number when computed again")
 
 
@@ -186,7 +188,9 @@ def _batches(dataset: Dataset, model: TextClassification, config: TrainingConfig
 
 def _options(config: TrainingConfig, train_set: Dataset) -> dict:
     """What must be the same for a run to go on: all but where it is written and how often it is saved."""
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    options = {
+        name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+    }
     for name in ("out", "resume", "overwrite", "save_every"):
         del options[name]
     return {**options, "examples": len(train_set)}
@@ -208,5 +212,7 @@ def _check(config: TrainingConfig) -> None:
             raise InputError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")
     held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
     if held and not (config.resume or config.overwrite):
-        raise InputError(f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite")
+        raise InputError(
+            f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite"
+        )
     checkpoint.make_directory(config.out)

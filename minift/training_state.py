@@ -65,7 +65,9 @@ def restore(directory: Path, options: dict, model: Module, optimizer: AdamW) -> 
         raise InputError(f"{path}: this is no training state of this version of minift: {error!r}") from None
     for name, value in options.items():
         if state["options"].get(name) != value:
-            raise InputError(f"{path}: the run was begun with {name} = {state['options'].get(name)!r}, not {value!r}")
+            raise InputError(
+                f"{path}: the run was begun with {name} = {state['options'].get(name)!r}, not {value!r}"
+            )
     for name, parameter in model.named_parameters():
         parameter.data = np.array(tensors[f"model.{name}"])
         if f"first_moment.{name}" in tensors:

@@ -197,7 +197,9 @@ def test_memory_falls_while_the_walk_goes_back():
     loss.backward()
     held_after, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < held_before + 3.5 * size  # never more than a gradient coming in, one going out, and temporaries
+    assert (
+        peak < held_before + 3.5 * size
+    )  # never more than a gradient coming in, one going out, and temporaries
     assert held_after < 1.5 * size  # x.grad
 
 
@@ -255,5 +257,9 @@ def test_a_shared_parameter_is_listed_once():
 
 def test_anomaly_detection_names_the_first_operation_that_is_not_finite():
     x = Tensor([-1.0], requires_grad=True)
-    with np.errstate(invalid="ignore"), detect_anomaly(), pytest.raises(FloatingPointError, match=r"log .*test_engine"):
+    with (
+        np.errstate(invalid="ignore"),
+        detect_anomaly(),
+        pytest.raises(FloatingPointError, match=r"log .*test_engine"),
+    ):
         x.log().exp()

@@ -18,7 +18,9 @@ def positive(*shape):
     return random.uniform(0.5, 2.0, shape)
 
 
-SEGMENTS = np.array([[0, 3], [3, 4], [4, 4], [5, 7]])  # a text of one token, an empty one, a gap before the last
+SEGMENTS = np.array(
+    [[0, 3], [3, 4], [4, 4], [5, 7]]
+)  # a text of one token, an empty one, a gap before the last
 KEYS = np.array([[1, 3], [3, 5], [5, 5], [6, 9]])
 IDS = np.array([2, 0, 2, 4])
 
@@ -63,7 +65,12 @@ NETWORK = {
         normal(5),
         normal(3, 5),
     ),
-    "layer norm of x + x": (lambda x, w, b: ops.layer_norm(x, w, b, 1e-5, x), normal(3, 5), normal(5), normal(5)),
+    "layer norm of x + x": (
+        lambda x, w, b: ops.layer_norm(x, w, b, 1e-5, x),
+        normal(3, 5),
+        normal(5),
+        normal(5),
+    ),
     "gelu": (ops.gelu, 3 * normal(3, 5)),
     "relu": (ops.relu, normal(3, 5)),
     "softmax": (ops.softmax, normal(3, 5)),
