@@ -118,7 +118,7 @@ def run_evaluate(options: Evaluate) -> None:
 def run_predict(options: Predict) -> None:
     if bool(options.text) == bool(options.file):
         raise InputError("predict takes either --text or --file")
-    texts = read_texts(options.file) if options.file else list(options.text)
+    texts: list[Text] = read_texts(options.file) if options.file else list(options.text)
     model = load(options.directory, max_length=options.max_length)
     for text, prediction in zip(texts, model.predict(texts, options.batch_size), strict=True):
         print(as_json(text, prediction) if options.json else as_line(text, prediction))

@@ -43,12 +43,11 @@ class TextClassification(Module):
         self.labels = tuple(labels)
         self.tokenizer = tokenizer
 
-    def encode(self, texts: Text | Sequence[Text]) -> Batch:
+    def encode(self, texts: Text | list[Text]) -> Batch:
         """The packed batch of a text, or of a list of texts or pairs."""
-        texts = texts if isinstance(texts, list) else [texts]
-        return pack(self.tokenizer.encode(texts))
+        return pack(self.tokenizer.encode(texts if isinstance(texts, list) else [texts]))
 
-    def forward(self, texts: Text | Sequence[Text] | Batch) -> Tensor:
+    def forward(self, texts: Text | list[Text] | Batch) -> Tensor:
         """Logits (B, C): the higher, the likelier. `texts` is a text, a list of them, or a packed batch."""
         batch = texts if isinstance(texts, Batch) else self.encode(texts)
         tokens = self.bert(batch)  # (T, H)
@@ -57,10 +56,9 @@ class TextClassification(Module):
         logits.labels = self.labels
         return logits
 
-    def predict(self, texts: Text | Sequence[Text], batch_size: int = 32) -> "Prediction | list[Prediction]":
-        """One prediction for each text (a list for a list), in evaluation mode, whatever mode the model is in."""
-        if not isinstance(texts, list):
-            return self.predict([texts])[0]
+    def predict(self, texts: Text | list[Text], batch_size: int = 32) -> list[Prediction]:
+        """One prediction for each text, in evaluation mode, whatever mode the model is in."""
+        texts = texts if isinstance(texts, list) else [texts]
         was_training = self.training
         self.eval()
         try:

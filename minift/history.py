@@ -34,10 +34,14 @@ _module_path: ContextVar[str] = ContextVar("module_path", default="")
 class Leaf(Protocol):
     """A tensor that no operation made, such as a parameter: the walk ends here."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its gradient."""
+        ...
 
     def accumulate(self, gradient: Array) -> None:
         """Add to `.grad`."""
+        ...
 
 
 class Node:

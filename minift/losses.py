@@ -81,11 +81,9 @@ def label_indices(
 
     Raises InputError for a name without a class, and for an index outside 0 .. classes - 1.
     """
-    if isinstance(targets, (str, int, np.integer)):
-        targets = [targets]
     names = {name: index for index, name in enumerate(labels or ())}
     indices = []
-    for target in targets.tolist() if hasattr(targets, "tolist") else targets:
+    for target in [targets] if isinstance(targets, str | int | np.integer) else list(targets):
         if isinstance(target, str):
             if target not in names:
                 known = ", ".join(names) or "not named: give its index"

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Self
 
 import numpy as np
-from minift_kernels.arrays import array_namespace
 
 from minift import ops, random
 from minift.history import Array, inside_module
@@ -87,13 +87,13 @@ class Module:
         for _, parameter in self.named_parameters():
             yield parameter
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Switch to training (dropout on) or, with False, to evaluation."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Switch to evaluation: dropout off."""
         return self.train(False)
 
@@ -102,13 +102,13 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def requires_grad_(self, requires_grad: bool = True) -> Module:
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze (False) or free (True) every parameter of this module."""
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self, dtype) -> Module:
+    def to(self, dtype) -> Self:
         """Convert every parameter to this dtype, np.float32 or np.float64."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype, copy=False)

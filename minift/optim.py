@@ -23,7 +23,7 @@ class AdamW:
 
     def __init__(
         self,
-        params: Iterable[Parameter] | Iterable[dict],
+        params: Iterable[Parameter | dict],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -34,10 +34,10 @@ class AdamW:
         Raises ValueError when there is no parameter, or one stands in two groups.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        params = list(params)
-        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
+        given = list(params)
+        groups = [group for group in given if isinstance(group, dict)] or [{"params": given}]
         self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
-        self.parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.parameters: list[Parameter] = [each for group in self.param_groups for each in group["params"]]
         if not self.parameters:
             raise ValueError("AdamW was given no parameters")
         if len({id(parameter) for parameter in self.parameters}) < len(self.parameters):
@@ -114,12 +114,12 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     The length is that of all gradients laid end to end (Pascanu et al. 2013, section 3.2), so their directions and
     proportions stay. As in PyTorch, 1e-6 is added to the divisor.
     """
-    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = grad_norm_kernels.forward([parameter.grad for parameter in with_gradient])
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    norm = grad_norm_kernels.forward(list(gradients.values()))
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
-        for parameter in with_gradient:
-            parameter.grad = parameter.grad * scale
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient * scale
     return norm
 
 

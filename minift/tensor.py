@@ -16,7 +16,7 @@ import numpy as np
 from minift_kernels import matmul as matmul_kernels
 from minift_kernels.arrays import array_namespace
 
-from minift.history import Array, Backward, Node, Step, backward_steps, detecting_anomaly, grad_enabled
+from minift.history import Array, Backward, Leaf, Node, Step, backward_steps, detecting_anomaly, grad_enabled
 
 
 class Tensor:
@@ -43,8 +43,8 @@ class Tensor:
     ):
         """From numbers or an array; `parents` and `backward` are for operations (see `ops.py`).
 
-        A parent may be None: an optional input that was not given. Python numbers become float32, arrays keep their dtype. Raises TypeError when a gradient is asked for
-        integers.
+        A parent may be None: an optional input that was not given. Python numbers become float32, arrays keep
+        their dtype. Raises TypeError when a gradient is asked for integers.
         """
         self.data: Array = _array(data)
         self.grad: Array | None = None
@@ -55,7 +55,9 @@ class Tensor:
             raise TypeError(f"only floating-point tensors can require a gradient, not {self.data.dtype}")
         if backward is None:
             return
-        origins = [None if parent is None else parent._origin() for parent in parents]
+        origins: list[Node | Leaf | None] = [
+            None if parent is None else parent._origin() for parent in parents
+        ]
         if grad_enabled() and any(origin is not None for origin in origins):
             self.requires_grad = True
             self.node = Node(self.data, origins, backward)
