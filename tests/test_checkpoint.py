@@ -73,6 +73,15 @@ def test_the_safetensors_library_reads_what_was_written(tmp_path):
         assert file.metadata() == {"format": "pt", "step": "7"}
 
 
+def test_every_tensor_is_written_at_a_multiple_of_its_width(tmp_path):
+    dtypes = [np.uint8, np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int64, np.bool_]
+    tensors = {f"{place}": np.ones(3, dtype) for place, dtype in enumerate(dtypes)}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    read = read_safetensors(tmp_path / "a.safetensors")
+    assert all(entry.start % read[key].itemsize == 0 for key, entry in read.entries.items())
+    assert all(read[key].tobytes() == array.tobytes() for key, array in tensors.items())
+
+
 @pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("wanted", [np.float32, np.float64])
 def test_floats_become_the_wanted_dtype_and_integers_stay(tmp_path, stored, wanted):
@@ -143,6 +152,13 @@ def test_broken_shards(tmp_path, weight_map, message):
     tensors = {"a": np.ones(2, np.float32)}
     write_shards(tmp_path, weight_map, {"1.safetensors": tensors, "2.safetensors": tensors})
     with pytest.raises(InputError, match=message):
+        read_tensors(tmp_path)
+
+
+def test_a_key_in_another_shard_than_the_index_says(tmp_path):
+    files = {"1.safetensors": {"a": np.ones(2)}, "2.safetensors": {"b": np.ones(2)}}
+    write_shards(tmp_path, {"a": "2.safetensors", "b": "1.safetensors"}, files)
+    with pytest.raises(InputError, match=r"tensor 'a' was to be in 2.safetensors, which lacks it"):
         read_tensors(tmp_path)
 
 
@@ -247,6 +263,14 @@ def test_a_damaged_file_says_what_was_found(tmp_path, content, message):
     tracemalloc.stop()
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert peak < 2_000_000
+
+
+def test_a_header_longer_than_the_format_allows_is_not_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((150_000_000).to_bytes(8, "little"))
+    os.truncate(path, 200_000_000)  # a sparse file, which takes no place on the disk
+    with pytest.raises(InputError, match="was to have 150,000,000 bytes, the format allows 100,000,000"):
+        read_safetensors(path)
 
 
 def test_a_zero_axis_beside_a_long_one_does_not_overflow(tmp_path):
