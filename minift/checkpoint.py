@@ -1,18 +1,18 @@
 """Checkpoints: reading and writing tensors (safetensors) and configuration (JSON).
 
-A safetensors file is a number N in 8 bytes, N bytes of JSON, and then the values of all tensors, without
-gaps:
+A safetensors file is a number N in 8 bytes, N bytes of JSON, and then the values of all tensors:
 
     {"__metadata__": {"format": "pt"},
      "pooler.dense.weight": {"dtype": "F32", "shape": [384, 384], "data_offsets": [0, 589824]}, ...}
 
 Reading costs no copy: the file is mapped into memory, and a tensor is a view of its part. The header comes
 from elsewhere and is believed in nothing: every number is checked against the size of the file before
-anything is made of it, so a damaged file gives an InputError. (Format: github.com/huggingface/safetensors,
+anything is made of it, so a damaged file gives an InputError. (Source: github.com/huggingface/safetensors,
 section Format.)
 
-Writing never leaves half a file: the bytes go to a temporary file in the same folder, reach the disk, and
-only then take the name. Whoever is killed in between still has the old file.
+Writing never leaves half a file: the bytes go to a temporary file beside it, reach the disk, and only then
+take the name. Whoever is killed in between still has the old file. The format is written here, too, because
+the format's own library leaves its temporary files behind when killed and lets nobody else read the result.
 """
 
 import contextlib
@@ -35,17 +35,9 @@ WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
-INTEGERS = {
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "u1",
-}
+INTEGERS = {f"{kind}{8 * width}": f"<{kind.lower()}{width}" for kind in "IU" for width in (8, 4, 2, 1)}
 DTYPES = {name: np.dtype(dtype) for name, dtype in {**FLOATS, **INTEGERS, "BOOL": "?"}.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 LENGTH_BYTES = 8
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -100,7 +92,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `count` values from byte `start` of the mapped file on."""
+    """Where one tensor lies: from byte `start` of the mapped file on."""
 
     file: Path
     mapped: mmap.mmap
@@ -109,9 +101,8 @@ class Entry:
     start: int
 
     def read(self) -> np.ndarray:
-        array = np.frombuffer(self.mapped, DTYPES[self.dtype], math.prod(self.shape), self.start).reshape(
-            self.shape
-        )
+        values = np.frombuffer(self.mapped, DTYPES[self.dtype], math.prod(self.shape), self.start)
+        array = values.reshape(self.shape)
         return array if array.flags.aligned else array.copy()
 
 
@@ -148,8 +139,7 @@ class Tensors(Mapping[str, np.ndarray]):
 def read_tensors(directory: Path, dtype: Any = None) -> Tensors:
     """The weights of a model directory, in one file or in the shards that model.safetensors.index.json lists.
 
-    Raises InputError for a directory without them, a shard that is missing or lacks a key, and a damaged
-    file.
+    Raises InputError for a directory without them, a missing shard or key, and a damaged file.
     """
     if (directory / WEIGHTS).exists():
         return read_safetensors(directory / WEIGHTS, dtype)
@@ -237,7 +227,8 @@ def _read_fields(path: Path, key: str, fields: Any, data_size: int) -> tuple[str
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _damaged(path, f"tensor {key!r} has dtype {_brief(dtype)}; minift reads {', '.join(DTYPES)}")
-    if not _are_sizes(shape) or len(shape) > 32:
+    # Bounded even where an axis of length 0 makes the product 0: an array cannot be told of more.
+    if not _are_sizes(shape) or len(shape) > 32 or math.prod(size or 1 for size in shape) > 2**48:
         raise _damaged(path, f"tensor {key!r} has shape {_brief(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_size:
         raise _damaged(
@@ -253,9 +244,8 @@ def _read_fields(path: Path, key: str, fields: Any, data_size: int) -> tuple[str
 
 
 def _are_sizes(values: Any) -> bool:
-    # A bool is an int in Python. The bound keeps products of sizes within what an array can be told, even
-    # where another axis of length 0 makes the product 0.
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**40 for value in values)
+    # By type, not isinstance: True and False are integers in Python.
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_size: int) -> None:
@@ -272,7 +262,7 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_size: int) 
 
 
 def _damaged(path: Path, found: str) -> InputError:
-    return InputError(f"{path}: no sound safetensors file: {found}")
+    return InputError(f"{path}: not a sound safetensors file: {found}")
 
 
 def _brief(value: Any) -> str:
@@ -328,11 +318,8 @@ def match_keys(
 def replacing(path: Path) -> Iterator[Path]:
     """Write `path` whole or not at all: the block writes the temporary file that it is given.
 
-    Raises InputError with the reason where that fails; `path` is then as it was and nothing else is left
-    behind.
+    Raises InputError with the reason where that fails; `path` is then as it was, and nothing else is left.
     """
-    from safetensors import SafetensorError
-
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -342,8 +329,6 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -398,12 +383,24 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file, whole or not at all; `metadata` (text to text) is added to its header.
 
-    Raises InputError, as `replacing` does.
+    The same tensors and metadata give the same bytes. Raises InputError, as `replacing` does.
     """
-    from safetensors.numpy import save_file
-
     # Not np.ascontiguousarray, which gives a number (a tensor without axes) an axis.
-    contiguous = {key: np.asarray(array, order="C") for key, array in tensors.items()}
-    with replacing(path) as temporary:
-        # Other libraries refuse a file that does not say which framework's conventions its tensors follow.
-        save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
+    arrays = {key: np.asarray(array, order="C") for key, array in tensors.items()}
+    # The widest numbers come first: then each tensor begins at a multiple of its own numbers' width.
+    keys = sorted(arrays, key=lambda key: (-arrays[key].itemsize, key))
+
+    # Other libraries refuse a file that does not say whose conventions it follows: pt is PyTorch.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for key in keys:
+        begin, end = end, end + arrays[key].nbytes
+        dtype = DTYPE_NAMES[arrays[key].dtype]
+        header[key] = {"dtype": dtype, "shape": list(arrays[key].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for key in keys:
+            file.write(arrays[key].reshape(-1).view(np.uint8).data)  # no copy

@@ -68,8 +68,7 @@ class BrokenRecord(Exception):
     """What a reader found instead of a record."""
 
 
-# A reader takes the next record from the lines: its fields, or None for a blank line; StopIteration at the
-# end.
+# A reader takes the next record: its fields, or None for a blank line. At the end it raises StopIteration.
 
 
 def _read_tsv(lines: Lines) -> list[str] | None:
@@ -158,7 +157,7 @@ class Dataset:
             if self._label_column is not None:
                 self._codes.append(codes.setdefault(self._label(row, number), len(codes)))
         if not self._offsets:
-            raise InputError(f"{self.path}: a header ({', '.join(names)}) and no rows")
+            raise InputError(f"{self.path}: a header ({_list(names)}) and no rows")
         integers = all(map(_is_integer, codes))
         self._values = [int(label) if integers else label for label in codes]
 

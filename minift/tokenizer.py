@@ -30,8 +30,7 @@ BERT_SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 
-# Entries of a tokenizer_config.json that speak of the machine or the call that wrote it, not of the
-# tokenizer.
+# Entries of a tokenizer_config.json that tell of the machine or the call that wrote it.
 PASSING_ENTRIES = {
     "name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only",
     "max_length", "stride", "truncation_strategy", "truncation_side", "pad_to_multiple_of",
@@ -75,8 +74,7 @@ class Tokenizer:
 
         Raises InputError where `max_length` leaves no room for a text.
         """
-        # Files may have padding and truncation baked in. There is no padding here, and cutting is done
-        # below.
+        # Files may have both baked in. Here nothing is padded, and `encode` does the cutting.
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
@@ -209,8 +207,7 @@ class Tokenizer:
 def longest_first(lengths: list[int], room: int) -> list[int]:
     """How many tokens of each text stay so that together they fit: the longer is cut until both are equal.
 
-    This is transformers' strategy of the same name; of two equally long texts the second keeps the odd
-    token.
+    transformers calls it so, too. An odd token stays with the second of two equally long texts.
     """
     if len(lengths) == 1:
         return [min(lengths[0], room)]
