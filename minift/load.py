@@ -28,8 +28,8 @@ def load(
     """A model with its tokenizer, in training mode.
 
     `name` is a Hugging Face directory, a hub id, or "minilm". `labels` names the classes in the order of their
-    indices; without it they are those of the checkpoint. `max_length` is the longest text in tokens (the model's own
-    longest without it). Weights that the checkpoint lacks, such as a new head, are drawn as transformers draws them;
+    indices; without it they are those of the checkpoint. `max_length` is the longest text in tokens; without it, what
+    the checkpoint says. Weights that the checkpoint lacks, such as a new head, are drawn as transformers draws them;
     one line says which.
 
     Raises InputError for a checkpoint that cannot be found or read, a tokenizer that does not fit the vocabulary, a
@@ -41,7 +41,12 @@ def load(
     source = str(directory / "config.json")
     config_json = checkpoint.read_config(directory)
     config = BertConfig.from_dict(config_json, source)
-    tokenizer = Tokenizer.from_directory(directory, _max_length(max_length, config, source))
+    if max_length is not None and max_length > config.max_position_embeddings:
+        raise InputError(
+            f"max_length is {max_length}; {source} allows {config.max_position_embeddings} tokens"
+        )
+    tokenizer = Tokenizer.from_directory(directory, max_length)
+    tokenizer.max_length = min(tokenizer.max_length, config.max_position_embeddings)
     tokenizer.check_vocabulary(config.vocab_size)
     with skip_init():
         model = TASKS[task](config, _labels(labels, config_json, source), tokenizer)
@@ -89,12 +94,3 @@ def _labels(labels: Sequence[str] | None, config: dict, source: str) -> list[str
     if not labels or len(set(labels)) < len(labels):
         raise InputError(f"labels are {', '.join(labels) or 'none'}; expected one or more, each once")
     return labels
-
-
-def _max_length(wished: int | None, config: BertConfig, source: str) -> int:
-    longest = config.max_position_embeddings
-    if wished is None:
-        return longest
-    if not 2 < wished <= longest:
-        raise InputError(f"max_length is {wished}; {source} allows 3 to {longest} tokens")
-    return wished

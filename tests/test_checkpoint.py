@@ -364,10 +364,10 @@ def test_every_key_is_accounted_for():
     expected = {"a": (2, 3), "b": (4,), "classifier.weight": (2, 4), "classifier.bias": (2,)}
     report = match_keys(found, expected, "model.safetensors")
     assert report.loaded == ["a", "b"]
-    assert report.initialised == ["classifier.weight", "classifier.bias"]
+    assert report.initialized == ["classifier.weight", "classifier.bias"]
     assert report.unused == ["old"]
     assert (
-        str(report) == "loaded 2 tensors; newly initialised: classifier.weight, classifier.bias; unused: old"
+        str(report) == "loaded 2 tensors; newly initialized: classifier.weight, classifier.bias; unused: old"
     )
     assert str(match_keys(found, found, "model.safetensors")) == "loaded 3 tensors"
 

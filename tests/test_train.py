@@ -44,16 +44,17 @@ def without_seconds(lines):
 
 
 def test_it_learns_and_writes_what_it_promises(tiny, tmp_path):
-    metrics = finetune(config(tiny, tmp_path / "out", epochs=8))
+    write_tsv(tmp_path / "train.tsv", rows(200, seed=1))
+    metrics = finetune(config(tiny, tmp_path / "out", train=tmp_path / "train.tsv", epochs=6))
     assert metrics["after"]["accuracy"] >= 0.9 > metrics["before"]["accuracy"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     for when in ("before", "after"):
         assert metrics[when].keys() == {"accuracy", "loss", "examples", "seconds"}
         assert metrics[when]["examples"] == 30
     lines = log_lines(tmp_path / "out")
-    assert [line["step"] for line in lines] == list(range(1, 65))  # 60 texts in batches of 8, 8 times
-    assert lines[8].keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds"}
-    assert [line["epoch"] for line in lines[6:10]] == [1, 1, 2, 2]
+    assert [line["step"] for line in lines] == list(range(1, 151))  # 200 texts in batches of 8, 6 times
+    assert lines[0].keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds"}
+    assert [line["epoch"] for line in lines[23:27]] == [1, 1, 2, 2]
     assert sum(line["tokens"] for line in lines) == metrics["tokens"]
     assert not (tmp_path / "out" / training_state.FILE).exists()
 
@@ -73,7 +74,10 @@ def test_same_seed_same_run_and_another_seed_another(tiny, tmp_path):
         finetune(config(tiny, tmp_path / name, seed=seed))
     assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert without_seconds(log_lines(tmp_path / "a")) == without_seconds(log_lines(tmp_path / "b"))
-    assert any((weights(tmp_path / "a")[name] != weights(tmp_path / "c")[name]).any() for name in weights(tmp_path / "a"))
+    assert any(
+        (weights(tmp_path / "a")[name] != weights(tmp_path / "c")[name]).any()
+        for name in weights(tmp_path / "a")
+    )
 
 
 @pytest.mark.parametrize("stop", [4, 8, 13])
@@ -95,7 +99,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tiny, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         finetune(parts)
     monkeypatch.setattr(train, "clip_grad_norm_", real)
-    assert len(log_lines(tmp_path / "parts")) == stop - 1, "the log is ahead of the state, and will be cut back"
+    assert len(log_lines(tmp_path / "parts")) == stop - 1, (
+        "the log is ahead of the state, and will be cut back"
+    )
     metrics = finetune(replace(parts, resume=True))
 
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -165,7 +171,8 @@ def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"warmup": 1.5}, "warmup is 1.5, expected a share"),
         ({"freeze_layers": 3}, "cannot freeze 3 layers: the model has 2"),
-        ({"max_length": 99}, "max_length is 99.*3 to 32 tokens"),
+        ({"max_length": 99}, "max_length is 99; .* allows 32 tokens"),
+        ({"max_length": 3}, "max_length 3 leaves no room"),
     ],
 )
 def test_options_out_of_range(tiny, tmp_path, changes, message):

@@ -29,7 +29,9 @@ def write_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_directory(directory, CONFIG.max_position_embeddings)
 
 
-def make_model(directory: Path, config: BertConfig = CONFIG, labels=("negative", "positive")) -> TextClassification:
+def make_model(
+    directory: Path, config: BertConfig = CONFIG, labels=("negative", "positive")
+) -> TextClassification:
     """A model with random weights, larger than a new model's, so that errors show."""
     minift.manual_seed(3)
     model = TextClassification(config, list(labels), write_tokenizer(directory))

@@ -1,17 +1,21 @@
 """The CPU as the kernels use it: one pool of threads, compiled loops, and memory that stays warm.
 
-Three facts, each of which decided more than any loop (see `benchmarks/`):
+Four facts, each of which decided more than any loop (see `benchmarks/`):
 
 1. Two pools of threads starve each other. BLAS libraries keep threads that spin after each product while
    Numba's wait for a core, and the reverse. So there is one pool, Numba's: its threads call BLAS from inside
    compiled loops (`sgemm`, below), each on its own part of the product, and BLAS is told to use one thread for as
    long as the loop runs.
-2. A large temporary that is returned to the system costs a page fault every 4 kB when it is needed again.
+2. Threads that wait for the next loop by spinning hold a core that others could use, and where there are more
+   threads than cores a loop may wait for one that does not run: a step that takes 10 ms took 400 on a busy machine.
+   So they sleep. The OpenMP library reads OMP_WAIT_POLICY when the first loop starts, which is after this import.
+3. A large temporary that is returned to the system costs a page fault every 4 kB when it is needed again.
    `keep_freed_memory` tells malloc to keep it.
-3. exp and erf are scalar calls unless they are written as polynomials that vectorise (`math32.py`).
+4. exp and erf are scalar calls unless they are written as polynomials that vectorise (`math32.py`).
 """
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +25,8 @@ import numpy as np
 from numba import prange, types
 from numba.core import event
 from numba.extending import intrinsic
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Reordering sums, contracting into fused multiply-adds and dividing by multiplication may change the last bit.
 # NaN and infinity keep their meaning: a kernel that hides a NaN hides the bug that made it.
