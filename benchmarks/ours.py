@@ -62,4 +62,4 @@ def _freeze(model, layers: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("minift", "numpy", "numba")}
+    return {"minift": minift.__version__, "numpy": version("numpy"), "numba": version("numba")}
