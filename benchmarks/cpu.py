@@ -32,8 +32,8 @@ TUNED_MALLOC = {
 }
 """glibc keeps what PyTorch frees, as minift asks of it for itself, and large blocks lie on huge pages.
 
-A user of PyTorch does not get this unasked, so it is not the ordinary race; `--tuned-peer` shows how much of a
-lead is left.
+A user of PyTorch does not get this unasked, so it is not the ordinary race; `--tuned-peer` shows how much of
+a lead is left.
 """
 
 
