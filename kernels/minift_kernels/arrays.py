@@ -23,7 +23,7 @@ def erf(x):
 
 
 def check_indices(what: str, indices, count: int) -> None:
-    """Raise IndexError unless 0 <= index < count for all: a negative index would wrap, or read foreign memory."""
+    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory."""
     if indices.size and (indices.min() < 0 or indices.max() >= count):
         wrong = indices[(indices < 0) | (indices >= count)][0]
         raise IndexError(f"{what} {int(wrong)} is out of range: it must be at least 0 and less than {count}")

@@ -1,8 +1,9 @@
-"""What every rung of an operation must compute: for each operation how to run it, and the inputs that are hard.
+"""What every rung of an operation must compute: for each operation how to run it, and the inputs that are
+hard.
 
-A runner takes a rung and named inputs, and returns named results, forward's and backward's. Inputs are float64 (or
-integers); the contract casts them to what it checks. Odd sizes divide no block; the others are where formulas break.
-"""
+A runner takes a rung and named inputs, and returns named results, forward's and backward's. Inputs are
+float64 (or integers); the contract casts them to what it checks. Odd sizes divide no block; the others are
+where formulas break."""
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def normal(*shape, scale=1.0, seed=0):
     return values.astype(np.float32).astype(np.float64)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # How to run each operation
 
 
@@ -77,7 +78,7 @@ def run_grad_norm(rung, gradients):
     return {"norm": np.float64(rung.forward(gradients))}
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The hard inputs of each
 
 

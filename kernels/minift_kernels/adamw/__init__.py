@@ -1,4 +1,4 @@
-"""AdamW: Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019), as torch.optim.AdamW.
+"""AdamW: Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019), as in PyTorch.
 
     m = beta1 m + (1 - beta1) g            v = beta2 v + (1 - beta2) g^2
     w = w - lr weight_decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)

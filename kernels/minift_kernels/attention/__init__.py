@@ -3,17 +3,18 @@
     reference   the formula, one text and one head at a time
     numba_cpu   blocks of queries whose scores stay in cache, on all cores
 
-Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention, Ainslie
-et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is columns n D to
-(n + 1) D. M is inferred from the shapes.
+Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention,
+Ainslie et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is
+columns n D to (n + 1) D. M is inferred from the shapes.
 
-Texts are given as segments, (start, end) pairs of rows, for the queries and for the keys. They may differ in length
-(a cache holds more keys than there are new queries) and leave gaps. A query in no segment has zero output and no
-gradient, a key in no segment gets none. Causal aligns the ends: query i of n sees keys up to len(keys) - n + i. A
-query that sees no key has zero output.
+Texts are given as segments, (start, end) pairs of rows, for the queries and for the keys. They may differ in
+length (a cache holds more keys than there are new queries) and leave gaps. A query in no segment has zero
+output and no gradient, a key in no segment gets none. Causal aligns the ends: query i of n sees keys up to
+len(keys) - n + i. A query that sees no key has zero output.
 
-No rung keeps a T x T matrix from forward to backward. Forward returns the log of each row's sum of exponentials, from
-which backward recomputes the probabilities (Dao et al. 2022 and 2023, FlashAttention and FlashAttention-2).
+No rung keeps a T x T matrix from forward to backward. Forward returns the log of each row's sum of
+exponentials, from which backward recomputes the probabilities (Dao et al. 2022 and 2023, FlashAttention and
+FlashAttention-2).
 
 The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of Philox with the counter
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).

@@ -1,9 +1,10 @@
-"""Cross-entropy of a row of logits against its target class: the negative log-probability of the right answer.
+"""Cross-entropy of a row of logits against its target class: minus the log-probability of the right answer.
 
     loss = (1 - s) w_y (logsumexp(z) - z_y) + s / C sum_c w_c (logsumexp(z) - z_c)
 
-z are the logits, y the target, w the class weights (1 where none are given) and s the label smoothing (Szegedy et al.
-2016). These are the unreduced losses of `torch.nn.functional.cross_entropy(reduction="none")`.
+z are the logits, y the target, w the class weights (1 where none are given) and s the label smoothing
+(Szegedy et al. 2016). These are the unreduced losses of
+`torch.nn.functional.cross_entropy(reduction="none")`.
 
     reference   one array operation after another
     numba_cpu   no array of the size of the logits but their gradient
@@ -18,7 +19,7 @@ ladder = Ladder("cross_entropy", {"reference": reference, "numba_cpu": numba_cpu
 
 
 def forward(logits, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):
-    """losses (R,) and logsumexp (R,) from logits (R, C), targets (R,) of integers and class_weights (C,) or None.
+    """losses (R,) and logsumexp (R,) from logits (R, C), integers targets (R,), class_weights (C,) or None.
 
     Raises IndexError for a target that is neither a class nor `ignore_index`.
     """

@@ -1,13 +1,14 @@
-"""Rung 2, compiled loops. The random words of a few thousand elements at a time are drawn into a buffer that stays in
-the first-level cache, where the reference writes out the words of the whole array."""
+"""Rung 2, compiled loops. The random words of a few thousand elements at a time are drawn into a buffer that
+stays in the first-level cache, where the reference writes out the words of the whole array."""
 
 import numpy as np
+from numba import prange
 
-from minift_kernels.host import compiled, contiguous, prange
+from minift_kernels.host import compiled, contiguous
 from minift_kernels.philox import drop_threshold, keep_scale, philox_words
 
 _CHUNK = 4096
-"""Elements drawn at a time: a multiple of 4, and a divisor of 2^32 so that a chunk's counters share a high word."""
+"""Elements drawn at a time: a power of 2, so that the counters of a chunk share their high word."""
 
 
 def forward(x, p, key):

@@ -1,4 +1,4 @@
-"""Embedding: row ids[t] of a table for every token. Forward gathers rows, backward adds them up where they came from.
+"""Embedding: row ids[t] of a table for every token. Forward gathers, backward adds up where rows came from.
 
     reference   fancy indexing and add.at
     numba_cpu   columns shared among the threads, no two write to one place

@@ -5,8 +5,8 @@
     reference   one array operation after another
     numba_cpu   one pass over memory, a row at a time in cache
 
-A transformer normalises the sum of a layer's output and its input, so the sum is part of the operation: it is never
-written to memory. Shapes: T rows, H columns.
+A transformer normalises the sum of a layer's output and its input, so the sum is part of the operation: it is
+never written to memory. Shapes: T rows, H columns.
 """
 
 from minift_kernels.ladder import Ladder
