@@ -51,6 +51,11 @@ def keep_scale(p: float) -> float:
     return 1 / (1 - p) if p < 1 else 0.0
 
 
+def word_threshold(p: float) -> np.uint32:
+    """The same for compiled loops, which compare 32 bits at a time: at p = 1 the scale of 0 drops the last."""
+    return np.uint32(min(drop_threshold(p), 2**32 - 1))
+
+
 @inlined_as_written
 def philox_words(words, c0, c1, c2, c3, k0, k1):
     """Fill words (4 n,) from the counters (c0 + 0, c1, c2, c3) to (c0 + n - 1, c1, c2, c3); all are uint32.
@@ -73,3 +78,11 @@ def philox_words(words, c0, c1, c2, c3, k0, k1):
         words[4 * block + 1] = w1
         words[4 * block + 2] = w2
         words[4 * block + 3] = w3
+
+
+@inlined_as_written
+def drop(x, words, threshold, scale, y):
+    """y = x scale where the word is at least the threshold, else 0."""
+    for i in range(len(x)):
+        scaled = x[i] * scale
+        y[i] = scaled if words[i] >= threshold else np.float32(0)

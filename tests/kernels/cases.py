@@ -109,8 +109,8 @@ def softmax_cases():
 def attention_cases():
     def case(lengths, heads=2, key_heads=None, size=8, key_lengths=None, gap=0, scale=None, **options):
         key_heads = key_heads or heads
-        q_segments = _segments(lengths, gap)
-        k_segments = _segments(key_lengths or lengths, gap)
+        q_segments = segments_of(lengths, gap)
+        k_segments = segments_of(key_lengths or lengths, gap)
         t, tk = int(q_segments.max()) + gap, int(k_segments.max()) + gap
         return dict(
             q=normal(t, heads * size),
@@ -156,7 +156,7 @@ def attention_cases():
     yield "scores of 1e4", whole | {name: (10 * whole[name]).round() for name in ("q", "k", "v", "dout")}
 
 
-def _segments(lengths, gap):
+def segments_of(lengths, gap):
     """(B, 2) pairs of start and end, `gap` rows between texts."""
     starts = np.cumsum([gap] + [length + gap for length in lengths[:-1]])
     return np.stack([starts, starts + lengths], axis=1).astype(np.int64)

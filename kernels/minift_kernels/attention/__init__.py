@@ -20,6 +20,7 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.attention import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
@@ -30,7 +31,8 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
     """out (T, N D) and logsumexp (N, T) from q (T, N D), k and v (Tk, M D), segments (B, 2) of integers.
 
     `key` is two uint32, which choose the dropout mask. Rows that see no key have out 0 and logsumexp -inf.
-    Raises ValueError where shapes do not fit.
+    Query segments must not overlap, nor key segments. Raises ValueError where shapes do not fit, IndexError
+    for a segment beyond the rows.
     """
     _check_shapes(q, k, v, q_segments, k_segments, heads)
     return ladder.rung(q).forward(q, k, v, q_segments, k_segments, heads, scale, causal, dropout, key)
@@ -40,6 +42,8 @@ def backward(
     dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)
 ):
     """dq (T, N D), dk and dv (Tk, M D) from dout (T, N D), forward's inputs and forward's results."""
+    _check_shapes(q, k, v, q_segments, k_segments, heads)
+    check_shape("attention", "dout", dout, q.shape)
     return ladder.rung(q).backward(
         dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal, dropout, key
     )

@@ -8,6 +8,7 @@ Tasks are ordered head by head, so that threads which each take a run of tasks g
 import numpy as np
 from numba import prange
 
+from minift_kernels.arrays import check_segments
 from minift_kernels.attention import reference
 from minift_kernels.host import (
     HAS_SGEMM,
@@ -18,7 +19,7 @@ from minift_kernels.host import (
     single_threaded_blas,
 )
 from minift_kernels.math32 import exp, largest
-from minift_kernels.philox import drop_threshold, keep_scale, philox_words
+from minift_kernels.philox import drop, keep_scale, philox_words, word_threshold
 
 _SCORES = 1 << 15
 """Scores of a block of queries against all keys, at most (but at least 8 queries): 128 kB of cache."""
@@ -34,8 +35,8 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
             contiguous(q),
             contiguous(k),
             contiguous(v),
-            _segments(q_segments),
-            _segments(k_segments),
+            _segments(q_segments, len(q)),
+            _segments(k_segments, len(k)),
             np.float32(scale),
             causal,
             _mask(dropout, key),
@@ -61,8 +62,8 @@ def backward(
             contiguous(v),
             contiguous(out),
             contiguous(logsumexp),
-            _segments(q_segments),
-            _segments(k_segments),
+            _segments(q_segments, len(q)),
+            _segments(k_segments, len(k)),
             np.float32(scale),
             causal,
             _mask(dropout, key),
@@ -73,13 +74,14 @@ def backward(
     return dq, dk, dv
 
 
-def _segments(segments):
+def _segments(segments, rows):
+    check_segments(segments, rows)
     return contiguous(segments.astype(np.int64, copy=False))
 
 
 def _mask(dropout, key):
     """All that decides which probabilities are kept, and what these are multiplied by."""
-    return drop_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
+    return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
 
 
 @compiled
@@ -113,7 +115,7 @@ def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, out, lo
                 logsumexp[i] = _softmax(row, _seen(i, q, k, causal))
                 if mask[0] > 0:
                     _draw(words, q_segment[0] + i, n, mask)
-                    _drop(row, words, mask)
+                    drop(row, words, mask[0], mask[1], row)
             product(1, scores, v[:columns], 0, out[start:end])
 
 
@@ -160,10 +162,10 @@ def _backward_task(
                 _probabilities(p, logsumexp[i], _seen(i, q, k, causal))
                 if mask[0] > 0:  # out was (p * kept) v, so dp is kept * (dout v^T)
                     _draw(words, q_segment[0] + i, n, mask)
-                    _drop(ds, words, mask)
+                    drop(ds, words, mask[0], mask[1], ds)
                 _softmax_backward(ds, p, dout[i], out[i])
                 if mask[0] > 0:
-                    _drop(p, words, mask)
+                    drop(p, words, mask[0], mask[1], p)
             product(1, probabilities.T, dout[start:end], 1, dv[:columns])
             product(scale, dscores.T, q[start:end], 1, dk[:columns])
             product(scale, dscores, k[:columns], 0, dq[start:end])
@@ -233,11 +235,3 @@ def _hide(row, seen):
 @inlined
 def _draw(words, t, n, mask):
     philox_words(words, np.uint32(0), np.uint32(t), np.uint32(n), np.uint32(1), mask[2], mask[3])
-
-
-@inlined
-def _drop(row, words, mask):
-    """Dropout of a row of probabilities, or of their gradient."""
-    threshold, keep = mask[0], mask[1]
-    for j in range(len(row)):
-        row[j] *= keep if np.int64(words[j]) >= threshold else np.float32(0)

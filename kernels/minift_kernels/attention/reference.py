@@ -1,6 +1,6 @@
 """Rung 1, the formula, one text and one head at a time: probabilities are written out, used and forgotten."""
 
-from minift_kernels.arrays import array_namespace
+from minift_kernels.arrays import array_namespace, check_segments
 from minift_kernels.philox import drop_threshold, keep_scale, philox
 
 
@@ -47,6 +47,8 @@ def backward(
 
 def _texts_and_heads(q, k, q_segments, k_segments, heads):
     """For each text and head: the head's number, and where its queries and its keys stand (rows, columns)."""
+    check_segments(q_segments, len(q))
+    check_segments(k_segments, len(k))
     size = q.shape[1] // heads
     queries_per_key_head = heads // (k.shape[1] // size)
     for (q_start, q_end), (k_start, k_end) in zip(q_segments.tolist(), k_segments.tolist(), strict=True):

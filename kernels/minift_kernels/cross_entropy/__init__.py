@@ -12,6 +12,7 @@ z are the logits, y the target, w the class weights (1 where none are given) and
 Shapes: R rows, C classes. A row whose target is `ignore_index` has loss 0 and no gradient.
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.cross_entropy import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
@@ -23,11 +24,15 @@ def forward(logits, targets, class_weights=None, ignore_index=-100, label_smooth
 
     Raises IndexError for a target that is neither a class nor `ignore_index`.
     """
+    check_shape("cross_entropy", "targets", targets, logits.shape[:1])
+    if class_weights is not None:
+        check_shape("cross_entropy", "class_weights", class_weights, logits.shape[1:])
     return ladder.rung(logits).forward(logits, targets, class_weights, ignore_index, label_smoothing)
 
 
 def backward(dlosses, logits, logsumexp, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):
     """dlogits (R, C) from dlosses (R,) and what forward was given and gave."""
+    check_shape("cross_entropy", "dlosses", dlosses, logits.shape[:1])
     return ladder.rung(logits).backward(
         dlosses, logits, logsumexp, targets, class_weights, ignore_index, label_smoothing
     )
