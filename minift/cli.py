@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from minift_kernels.ladder import RungError
 
 from minift.data import Dataset, Text
 from minift.errors import InputError
@@ -73,7 +74,10 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 2 when something is wrong with what the user gave."""
+    """Run one command; the exit status is 0, or 2 when something is wrong with what the user gave.
+
+    What is wrong is then one line on stderr; what the operating system refused counts as such.
+    """
     command = tyro.cli(
         Command,
         prog="minift",
@@ -83,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         RUN[type(command)](command)
-    except InputError as error:
+    except (InputError, RungError, OSError) as error:
         print(f"minift: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ A batch of B texts is one row of T tokens, one text after the other, without pad
 
 import csv
 import json
+import logging
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ import numpy as np
 from minift.checkpoint import open_file
 from minift.errors import InputError
 from minift.tokenizer import Encoding, Text, Tokenizer
+
+log = logging.getLogger("minift")
 
 Label = int | str
 
@@ -83,6 +86,11 @@ def _read_csv(lines: Lines) -> list[str] | None:
         raise BrokenRecord(f"not CSV: {error} (is a quotation mark missing?)") from None
 
 
+def _read_txt(lines: Lines) -> dict[str, Any] | None:
+    line = next(lines).removesuffix("\n").removesuffix("\r")
+    return {"text": line} if line else None
+
+
 def _read_jsonl(lines: Lines) -> dict[str, Any] | None:
     line = next(lines)
     if not line.strip():
@@ -98,7 +106,12 @@ def _read_jsonl(lines: Lines) -> dict[str, Any] | None:
     return record
 
 
-READERS: dict[str, Callable[[Lines], Any]] = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}
+READERS: dict[str, Callable[[Lines], Any]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".txt": _read_txt,
+}
 
 
 class Dataset:
@@ -107,7 +120,7 @@ class Dataset:
     The file is .tsv (split at tabs alone, no quoting), .csv or .jsonl, in UTF-8, with a header or keys. The
     text is the column `sentence` or `text`, or the pair `sentence1` and `sentence2`; the label is the
     column `label`. The arguments choose others. With `require_label=False` no label is looked for, and each
-    label is None.
+    label is None; the file may then also be .txt, a text a line without a header.
 
     Raises InputError, with the line, for a file that is not so.
     """
@@ -358,7 +371,10 @@ def batches(
     `labels` (one a row of the data set, such as `dataset.label_ids(names)`) go into the batches. With a
     seed the rows are shuffled, anew each epoch; without one they come in the order of the file. The first
     `start` batches are passed over unread: whoever resumes gets the same batches that would have come.
+    Raises InputError for a batch size below 1.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, expected 1 or more")
     order = np.arange(len(dataset)) if seed is None else shuffled(len(dataset), seed, epoch)
     for first in range(start * batch_size, len(order), batch_size):
         rows = order[first : first + batch_size]
@@ -369,3 +385,9 @@ def batches(
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     """The numbers 0 to count - 1 in an order that depends on (seed, epoch) alone. Neither may be negative."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+def warn_of_truncated(truncated: int, texts: int, max_length: int) -> None:
+    """Say in one line how many texts were not read to their end; nothing where all were."""
+    if truncated:
+        log.warning("%d of %d texts: longer than %d tokens, truncated", truncated, texts, max_length)

@@ -9,7 +9,7 @@ from minift_kernels import softmax as softmax_kernels
 
 from minift import checkpoint
 from minift.bert import Bert, BertConfig
-from minift.data import Batch, Text, pack
+from minift.data import Batch, Text, batches, pack, warn_of_truncated
 from minift.history import no_grad
 from minift.nn import Dropout, Linear, Module
 from minift.tensor import Tensor
@@ -57,16 +57,23 @@ class TextClassification(Module):
         return logits
 
     def predict(self, texts: Text | list[Text], batch_size: int = 32) -> list[Prediction]:
-        """One prediction for each text, in evaluation mode, whatever mode the model is in."""
+        """One prediction for each text, in evaluation mode, whatever mode the model is in.
+
+        A warning says how many texts were longer than the maximum.
+        """
         texts = texts if isinstance(texts, list) else [texts]
+        logits = []
+        truncated = 0
         was_training = self.training
         self.eval()
         try:
             with no_grad():
-                batches = range(0, len(texts), batch_size)
-                logits = [self(texts[start : start + batch_size]).numpy() for start in batches]
+                for batch in batches([(text, None) for text in texts], self.tokenizer, batch_size):
+                    logits.append(self(batch).numpy())
+                    truncated += batch.truncated
         finally:
             self.train(was_training)
+        warn_of_truncated(truncated, len(texts), self.tokenizer.max_length)
         return [
             Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True)))
             for rows in logits

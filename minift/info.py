@@ -21,13 +21,13 @@ PACKAGES = (
 
 
 def info() -> dict:
-    """Versions, device, threads, and the rung that each operation runs on float32 arrays."""
+    """Versions, device, threads, and the rung that runs each operation on float32 arrays, as wished or by default."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "device": f"cpu ({platform.machine()}, {platform.system()})",
         "threads": numba.get_num_threads(),
         "blas": "NumPy's OpenBLAS, called from compiled loops" if HAS_SGEMM else "numpy.matmul",
-        "rungs": {name: ladder.default(np.empty(0, np.float32)) for name, ladder in OPERATIONS.items()},
+        "rungs": {name: ladder.choose(np.empty(0, np.float32)) for name, ladder in OPERATIONS.items()},
     }
 
 

@@ -17,6 +17,10 @@ log = logging.getLogger("minift")
 
 TASKS = {"text-classification": TextClassification}
 
+NO_HEAD = (
+    "this checkpoint has no trained head; fine-tune it first (in Python, labels=[...] gives it a new head)"
+)
+
 
 def load(
     name: str | Path,
@@ -33,7 +37,7 @@ def load(
     one line says which.
 
     Raises InputError for a checkpoint that cannot be found or read, a tokenizer that does not fit the vocabulary, a
-    weight of another shape, and for labels that are neither given nor in the checkpoint.
+    weight of another shape, and without `labels` for a checkpoint that has no labels or no trained head.
     """
     if task not in TASKS:
         raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
@@ -50,14 +54,17 @@ def load(
     tokenizer.check_vocabulary(config.vocab_size)
     with skip_init():
         model = TASKS[task](config, _labels(labels, config_json, source), tokenizer)
-    fill(model, directory, config.initializer_range, str(name))
+    report = fill(model, directory, config.initializer_range)
+    new_in_head = [key for key in report.initialized if not key.startswith("bert.")]
+    if labels is None and new_in_head:
+        raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
+    if report.initialized or report.unused:
+        log.warning("%s: %s", name, report)
     return model.to(dtype).train()
 
 
-def fill(model: Module, directory: Path, initializer_range: float, name: str) -> None:
-    """Set every parameter from the checkpoint in `directory`; draw those it lacks, and say so in one line.
-
-    `name` is what the user called the checkpoint.
+def fill(model: Module, directory: Path, initializer_range: float) -> checkpoint.KeyReport:
+    """Set every parameter from the checkpoint in `directory`, and draw those it lacks; returns which are which.
 
     Raises InputError for a damaged file, for a wrong shape, and for a checkpoint that has nothing of the model.
     """
@@ -77,15 +84,14 @@ def fill(model: Module, directory: Path, initializer_range: float, name: str) ->
     for key in report.loaded:
         parameters[key].data = np.array(tensors[key_of[key]])  # a copy: the file's own bytes stay as they are
     initialize({key: parameters[key] for key in report.initialized}, initializer_range)
-    if report.initialized or report.unused:
-        log.warning("%s: %s", name, report)
+    return report
 
 
 def _labels(labels: Sequence[str] | None, config: dict, source: str) -> list[str]:
     if labels is None:
         named = config.get("id2label")
         if not isinstance(named, dict):
-            raise InputError(f"{source} names no labels (id2label); give labels=[...]")
+            raise InputError(f"{source}: id2label missing: {NO_HEAD}")
         try:
             return [str(named[index]) for index in sorted(named, key=int)]
         except ValueError:

@@ -89,7 +89,9 @@ def label_indices(
                 known = ", ".join(names) or "not named: give its index"
                 raise InputError(f"there is no label {target!r}; the model's labels are {known}")
             target = names[target]
-        elif target != ignore_index and not 0 <= target < classes:
+        elif not isinstance(target, int | np.integer) or (
+            target != ignore_index and not 0 <= target < classes
+        ):
             raise InputError(f"there is no label {target}; the model's labels are 0 to {classes - 1}")
         indices.append(target)
     return np.array(indices, dtype=np.int64)

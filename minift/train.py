@@ -95,6 +95,7 @@ def finetune(config: TrainingConfig) -> dict:
     total_steps = config.epochs * steps_per_epoch
     schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
 
+    checkpoint.make_directory(config.out)
     options = _options(config, train_set)
     progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
     if progress is None:
@@ -215,4 +216,3 @@ def _check(config: TrainingConfig) -> None:
         raise InputError(
             f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite"
         )
-    checkpoint.make_directory(config.out)

@@ -67,6 +67,16 @@ def test_other_columns_by_option(tmp_path):
     assert Dataset(path, text_column="answer", label_column="verdict")[0] == ("a", "no")
 
 
+def test_a_txt_has_a_text_in_every_line(tmp_path):
+    path = write(tmp_path, "a.txt", "\ufeffsentence\r\n\n a\tb \nlast")
+    dataset = Dataset(path, require_label=False)
+    assert [dataset[index] for index in range(len(dataset))] == [
+        ("sentence", None),
+        (" a\tb ", None),
+        ("last", None),
+    ]
+
+
 def test_without_labels(tmp_path):
     dataset = Dataset(write(tmp_path, "a.tsv", "text\ngood\n\nbad\n"), require_label=False)
     assert list(dataset) == [("good", None), ("bad", None)] and dataset.labels == []
@@ -133,7 +143,8 @@ def test_an_unknown_label_names_its_line(tmp_path, written, names, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "text\tlabel\n", r": unknown ending '.txt'; the endings are .tsv, .csv, .jsonl"),
+        ("a.xls", "text\tlabel\n", r": unknown ending '.xls'; the endings are .tsv, .csv, .jsonl, .txt"),
+        ("a.txt", "text\tlabel\n", r": no column 'label'; there are: 'text'"),
         ("a.tsv", "", ": the file is empty"),
         ("a.jsonl", "\n\n", ": the file is empty"),
         ("a.tsv", "text\tlabel\n", r": a header \('text', 'label'\) and no rows"),

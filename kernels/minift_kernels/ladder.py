@@ -29,7 +29,7 @@ _wish: ContextVar[str | None] = ContextVar("kernels", default=os.environ.get("MI
 def use_kernels(rung: str) -> Iterator[None]:
     """Run every operation inside the `with` block on this rung.
 
-    Raises ValueError for a name that is no rung; an operation that lacks the rung, or whose rung cannot take
+    Raises RungError for a name that is no rung; an operation that lacks the rung, or whose rung cannot take
     the arrays it is given, raises when it is called.
     """
     _check_name(rung)
@@ -40,6 +40,10 @@ def use_kernels(rung: str) -> Iterator[None]:
         _wish.reset(token)
 
 
+class RungError(ValueError):
+    """The wished rung does not exist, or cannot take the arrays. One line that the command line prints."""
+
+
 class Ladder:
     """The rungs of one operation: an explicit dict from rung name to module."""
 
@@ -48,22 +52,26 @@ class Ladder:
         self.rungs = rungs
 
     def rung(self, x) -> ModuleType:
-        """The module whose functions run on arrays like `x`.
+        """The module whose functions run on arrays like `x`. Raises RungError, as `choose` does."""
+        return self.rungs[self.choose(x)]
 
-        Raises ValueError when the wished rung does not exist here or cannot take `x`.
+    def choose(self, x) -> str:
+        """The name of the rung that runs on arrays like `x`.
+
+        Raises RungError when the wished rung does not exist here or cannot take `x`.
         """
         wish = _wish.get()
         if wish is None:
-            return self.rungs[self.default(x)]
+            return self.default(x)
         _check_name(wish)
         if wish not in self.rungs:
-            raise ValueError(f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}")
+            raise RungError(f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}")
         if wish not in takers(x):
-            raise ValueError(
+            raise RungError(
                 f"{self.operation}: rung {wish!r} cannot take a {x.dtype} array of {type(x).__module__}; "
                 f"{', '.join(name for name in takers(x) if name in self.rungs)} can"
             )
-        return self.rungs[wish]
+        return wish
 
     def default(self, x) -> str:
         """The name of the rung that runs on `x` where nobody wished for another: the fastest taker."""
@@ -81,4 +89,4 @@ def takers(x) -> tuple[str, ...]:
 
 def _check_name(rung: str) -> None:
     if rung not in RUNG_NAMES:
-        raise ValueError(f"there is no kernel rung {rung!r}; the rungs are {', '.join(RUNG_NAMES)}")
+        raise RungError(f"there is no kernel rung {rung!r}; the rungs are {', '.join(RUNG_NAMES)}")

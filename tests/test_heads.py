@@ -1,0 +1,183 @@
+"""The classification head: what a text is told does not depend on its company, order or the model's mode."""
+
+import numpy as np
+import pytest
+from tiny import rows
+
+import minift
+from minift import history
+
+
+@pytest.fixture
+def model(tiny):
+    """The tiny model, in training mode as `load` gives it: with dropout of 0.1."""
+    return minift.load(tiny / "model")
+
+
+TEXTS = [text for text, _ in rows(7, seed=5)]
+
+
+def probabilities(predictions) -> np.ndarray:
+    return np.array([list(prediction.probabilities.values()) for prediction in predictions])
+
+
+# ---- Logits ----
+
+
+def test_a_batch_equals_each_text_alone(model):
+    model.eval()
+    together = model(TEXTS).numpy()  # (7, 2)
+    alone = np.concatenate([model(text).numpy() for text in TEXTS])
+    assert together.shape == (7, 2) and np.ptp(together, axis=0).min() > 0.01
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def test_the_order_of_texts_does_not_matter(model):
+    model.eval()
+    order = np.random.default_rng(0).permutation(7)
+    shuffled = model([TEXTS[index] for index in order]).numpy()
+    np.testing.assert_allclose(shuffled, model(TEXTS).numpy()[order], rtol=0, atol=1e-6)
+
+
+def test_a_pair_is_not_its_texts_in_a_row(model):
+    model.eval()
+    pair, swapped, row = model([("a good film", "bad"), ("bad", "a good film"), "a good film bad"]).numpy()
+    assert np.abs(pair - swapped).max() > 1e-3 and np.abs(pair - row).max() > 1e-3
+
+
+def test_training_drops_and_evaluation_does_not(model):
+    assert model.training
+    minift.manual_seed(0)
+    first, second = model(TEXTS).numpy(), model(TEXTS).numpy()
+    assert (first != second).any()
+    minift.manual_seed(0)
+    np.testing.assert_array_equal(model(TEXTS).numpy(), first)
+    model.eval()
+    np.testing.assert_array_equal(model(TEXTS).numpy(), model(TEXTS).numpy())
+
+
+# ---- Predictions ----
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_drops_nothing_and_leaves_the_mode_as_it_was(model, training):
+    model.train(training)
+    calls = minift.random.default_generator.calls
+    first, second = model.predict(TEXTS), model.predict(TEXTS)
+    assert first == second
+    assert {module.training for _, module in model.named_modules()} == {training}
+    assert minift.random.default_generator.calls == calls, (
+        "a prediction took a dropout mask from the training"
+    )
+    expected = np.exp(model.eval()(TEXTS).numpy())
+    np.testing.assert_allclose(probabilities(first), expected / expected.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_predict_leaves_the_mode_as_it_was_when_it_fails(model):
+    with pytest.raises(Exception):  # noqa: B017 (whatever the tokenizer says of a number)
+        model.predict([3.5])
+    assert model.training and history.grad_enabled()
+
+
+def test_predict_keeps_no_history(model, monkeypatch):
+    made = []
+    monkeypatch.setattr(history.Node, "__init__", lambda *arguments: made.append(arguments))
+    model.predict("a good film")
+    assert not made
+
+
+def test_predictions_come_in_the_order_of_the_texts_whatever_the_batches(model):
+    whole = model.predict(TEXTS)
+    assert len(whole) == 7 and np.ptp(probabilities(whole), axis=0).min() > 0.01
+    for batch_size in (1, 3, 7, 100):
+        parts = model.predict(TEXTS, batch_size)
+        np.testing.assert_allclose(probabilities(parts), probabilities(whole), atol=1e-6)
+
+
+def test_a_prediction_says_how_sure_it_is(model):
+    [prediction] = model.predict("a good film")
+    assert list(prediction.probabilities) == ["negative", "positive"]
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
+    assert prediction.probability == max(prediction.probabilities.values())
+    assert prediction.probabilities[prediction.label] == prediction.probability
+
+
+def test_nothing_to_predict(model):
+    assert model.predict([]) == []
+
+
+def test_empty_text(model):
+    assert model.predict("") == model.predict([""])
+
+
+def test_truncated_texts_are_counted_over_all_batches(model, caplog):
+    model.predict(["good " * 40, "bad", "good", "bad " * 31, "good " * 30], batch_size=2)
+    assert caplog.messages == ["2 of 5 texts: longer than 32 tokens, truncated"]
+
+
+def test_batch_size_below_one(model):
+    with pytest.raises(minift.InputError, match="batch_size is 0, expected 1 or more"):
+        model.predict(TEXTS, batch_size=0)
+
+
+# ---- Labels ----
+
+
+def test_a_label_is_a_name_or_an_index(model):
+    logits = model.eval()(TEXTS[:3])
+    by_name = minift.cross_entropy(logits, ["negative", "positive", "positive"]).item()
+    for targets in ([0, 1, 1], np.array([0, 1, 1]), ("negative", 1, np.int64(1))):
+        assert minift.cross_entropy(logits, targets).item() == by_name
+    assert minift.cross_entropy(logits, [1, 0, 0]).item() != by_name
+
+
+def test_one_text_takes_one_label(model):
+    logits = model.eval()(TEXTS[0])
+    assert minift.cross_entropy(logits, "positive").item() == minift.cross_entropy(logits, 1).item()
+    assert minift.cross_entropy(logits, ["positive"]).item() == minift.cross_entropy(logits, 1).item()
+
+
+def test_labels_of_a_new_head(tiny):
+    model = minift.load(tiny / "model", labels=["yes", "no"])
+    assert model.labels == ("yes", "no") and model("good").labels == ("yes", "no")
+    with pytest.raises(
+        minift.InputError, match="there is no label 'positive'; the model's labels are yes, no"
+    ):
+        minift.cross_entropy(model("good"), "positive")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "labels are none; expected one or more, each once"),
+        (["a", "b", "a"], "labels are a, b, a; expected one or more, each once"),
+        (["a", "b", "c"], r"'classifier.weight' has shape \(2, 24\), the model expects \(3, 24\)"),
+    ],
+)
+def test_labels_that_cannot_be(tiny, labels, message):
+    with pytest.raises(minift.InputError, match=message):
+        minift.load(tiny / "model", labels=labels)
+
+
+def test_without_labels_a_checkpoint_must_have_a_head(tiny, tmp_path):
+    model = minift.load(tiny / "model")
+    weights = {name: each.data for name, each in model.named_parameters() if name.startswith("bert.")}
+    model.save(tmp_path)
+    minift.checkpoint.write_tensors(tmp_path / "model.safetensors", weights)
+    with pytest.raises(
+        minift.InputError, match=r"classifier.weight, classifier.bias missing: .*no trained head"
+    ):
+        minift.load(tmp_path)
+    new = minift.load(tmp_path, labels=["a", "b", "c"])
+    assert new("good").shape == (1, 3)
+    assert not new.classifier.bias.data.any() and 0 < new.classifier.weight.data.std() < 0.03
+
+
+# ---- Saved and loaded ----
+
+
+def test_a_saved_model_predicts_the_same(model, tmp_path):
+    for parameter in model.classifier.parameters():
+        parameter.data = parameter.data * 3
+    model.save(tmp_path / "a")
+    assert minift.load(tmp_path / "a").predict(TEXTS) == model.predict(TEXTS)
