@@ -82,12 +82,21 @@ def _stamps(*names: str) -> tuple:
 _stamp_of_shared_sources = _stamps(*_SHARED_SOURCES)
 
 
-def contiguous(x: np.ndarray) -> np.ndarray:
+def contiguous(x: np.ndarray, dtype: type = np.float32) -> np.ndarray:
     """x itself where its elements lie in C order, aligned and writeable, else a copy for which that is true.
 
-    Compiled code is made for one kind of array; every other kind would cost a compilation of its own.
+    Compiled code is made for one kind of array; every other kind would cost a compilation of its own. Raises
+    TypeError for another dtype: no rung converts, since a silent mix of precisions is a bug of the caller.
     """
+    check_dtype(x, dtype)
     return x if x.flags.carray else np.array(x, order="C")
+
+
+def check_dtype(x: np.ndarray, dtype: type = np.float32) -> None:
+    if x.dtype != dtype:
+        raise TypeError(
+            f"compiled kernels take {np.dtype(dtype)} here, not {x.dtype}: use one dtype for all arrays"
+        )
 
 
 @intrinsic

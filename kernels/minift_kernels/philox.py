@@ -52,7 +52,7 @@ def keep_scale(p: float) -> float:
 
 
 def word_threshold(p: float) -> np.uint32:
-    """The same for compiled loops, which compare 32 bits at a time: at p = 1 the scale of 0 drops the last."""
+    """The same for compiled loops, which compare 32 bits; at p = 1 the scale of 0 drops what is left."""
     return np.uint32(min(drop_threshold(p), 2**32 - 1))
 
 

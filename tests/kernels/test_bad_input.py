@@ -9,6 +9,7 @@ from minift_kernels import (
     dropout,
     embedding,
     gelu,
+    grad_norm,
     layer_norm,
     matmul,
     softmax,
@@ -97,3 +98,13 @@ def test_shapes_that_do_not_fit(rung):
         ):
             with pytest.raises(ValueError, match=message):
                 call()
+
+
+def test_compiled_kernels_refuse_a_mix_of_precisions():
+    single, double = np.zeros((2, 2), np.float32), np.zeros((2, 2))
+    with pytest.raises(TypeError, match="float32 here, not float64"):
+        matmul.forward(single, double)
+    with pytest.raises(TypeError, match="float32 here, not float64"):
+        gelu.backward(single, double)
+    with pytest.raises(TypeError, match="float32 here, not float64"):
+        grad_norm.forward([single, double])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import normal, segments_of
+from kernel_cases import normal, segments_of
 from minift_kernels import OPERATIONS
 from minift_kernels.philox import philox
 

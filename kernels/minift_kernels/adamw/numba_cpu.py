@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numba import prange
 
-from minift_kernels.host import chunks_of, compiled, float32_array
+from minift_kernels.host import chunks_of, compiled, contiguous, float32_array
 
 _CHUNK = 1 << 15
 """Elements a thread updates at a time."""
@@ -30,7 +30,7 @@ def step(
     gradient_scale=1.0,
 ):
     lists = (parameters, gradients, first_moments, second_moments)
-    flat = [[np.ascontiguousarray(array) for array in arrays] for arrays in lists]
+    flat = [[contiguous(array) for array in arrays] for arrays in lists]
     _step(
         np.array([[array.ctypes.data for array in arrays] for arrays in flat], np.int64),
         chunks_of(parameters, _CHUNK),

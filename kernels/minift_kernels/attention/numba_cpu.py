@@ -76,7 +76,7 @@ def backward(
 
 def _segments(segments, rows):
     check_segments(segments, rows)
-    return contiguous(segments.astype(np.int64, copy=False))
+    return contiguous(segments.astype(np.int64, copy=False), np.int64)
 
 
 def _mask(dropout, key):

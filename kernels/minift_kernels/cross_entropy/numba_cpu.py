@@ -40,7 +40,7 @@ def _prepare(logits, targets, class_weights, ignore_index):
     check_indices("target class", targets[targets != ignore_index], logits.shape[1])
     if class_weights is None:
         class_weights = np.ones(logits.shape[1], np.float32)
-    return contiguous(targets.astype(np.int64, copy=False)), contiguous(class_weights)
+    return contiguous(targets.astype(np.int64, copy=False), np.int64), contiguous(class_weights)
 
 
 @compiled

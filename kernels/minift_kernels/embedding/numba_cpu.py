@@ -15,7 +15,7 @@ forward = reference.forward
 def backward(dy, ids, rows):
     check_indices("embedding row", ids, rows)
     dtable = np.zeros((rows, dy.shape[1]), np.float32)
-    _backward(contiguous(dy), contiguous(ids.astype(np.int64, copy=False)), dtable, thread_count())
+    _backward(contiguous(dy), contiguous(ids.astype(np.int64, copy=False), np.int64), dtable, thread_count())
     return dtable
 
 

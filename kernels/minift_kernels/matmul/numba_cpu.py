@@ -13,6 +13,7 @@ from minift_kernels.host import (
     NO_TRANSPOSE,
     ROW_MAJOR,
     TRANSPOSE,
+    check_dtype,
     compiled,
     contiguous,
     sgemm,
@@ -53,6 +54,7 @@ def forward(a, b, bias=None):
 
 def _layout(x):
     """x or a copy, as BLAS wants it: whether it lies transposed in memory, and how far apart its rows are."""
+    check_dtype(x)
     down, across = (stride // _ITEM for stride in x.strides)
     if across == 1 and down >= x.shape[1]:
         return x, NO_TRANSPOSE, down
