@@ -5,9 +5,10 @@
 //     __half       1       5        10         65504           9.8e-4
 //     bfloat16     1       8         7         3.4e38          7.8e-3
 //
-// Arithmetic widens to float32, computes and rounds once (to the nearest, ties to even), which gives the same bits as
-// computing in 16: 24 bits of mantissa are twice 11 and two more, so the two roundings never differ from one
-// (Figueroa 1995) for + - * / and sqrt. For a fused multiply-add float64 takes that part.
+// Arithmetic gives what rounding the exact result once gives (to the nearest, ties to even). It is done in float64,
+// whose own rounding cannot spoil that of + - * /: it has more than twice as many bits of mantissa, and two to spare
+// (Figueroa 1995, "When is double rounding innocuous?"). What float64 still drops of a fused multiply-add is kept in
+// its last bit ("round to odd": Boldo and Melquiond 2008), and so is what float32 drops on the way from 64 bits to 16.
 #pragma once
 
 #include "intrinsics.h"
@@ -51,6 +52,13 @@ inline float round_to_odd(double x) {
     return same_bits<float>(same_bits<unsigned int>(rounded) | 1);
 }
 
+/// a + b, with the last bit set if anything was lost. The lost part is exact (Knuth's TwoSum).
+inline double add_to_odd(double a, double b) {
+    double sum = a + b, part = sum - a, lost = (a - (sum - part)) + (b - part);
+    if (!(lost != 0) || !isfinite(sum) || same_bits<uint64_t>(sum) & 1) return sum;
+    return nextafter(sum, lost > 0 ? INFINITY : -INFINITY);
+}
+
 template <class Format>
 struct Float16 {
     unsigned short bits;
@@ -60,11 +68,12 @@ struct Float16 {
     Float16(double x) : bits(Format::narrow(round_to_odd(x))) {}
     Float16(int x) : Float16(static_cast<double>(x)) {}
     operator float() const { return Format::widen(bits); }
+    double exact() const { return Format::widen(bits); }
 
-    friend Float16 operator+(Float16 a, Float16 b) { return float(a) + float(b); }
-    friend Float16 operator-(Float16 a, Float16 b) { return float(a) - float(b); }
-    friend Float16 operator*(Float16 a, Float16 b) { return float(a) * float(b); }
-    friend Float16 operator/(Float16 a, Float16 b) { return float(a) / float(b); }
+    friend Float16 operator+(Float16 a, Float16 b) { return a.exact() + b.exact(); }
+    friend Float16 operator-(Float16 a, Float16 b) { return a.exact() - b.exact(); }
+    friend Float16 operator*(Float16 a, Float16 b) { return a.exact() * b.exact(); }
+    friend Float16 operator/(Float16 a, Float16 b) { return a.exact() / b.exact(); }
     friend Float16 operator-(Float16 a) { return -float(a); }
     friend bool operator<(Float16 a, Float16 b) { return float(a) < float(b); }
     friend bool operator>(Float16 a, Float16 b) { return float(a) > float(b); }
@@ -104,7 +113,7 @@ template <class F> CudaCpuHalf<F> __hmax(CudaCpuHalf<F> a, CudaCpuHalf<F> b) { r
 template <class F> CudaCpuHalf<F> __hmin(CudaCpuHalf<F> a, CudaCpuHalf<F> b) { return fminf(a, b); }
 template <class F> bool __hisnan(CudaCpuHalf<F> a) { return isnan(float(a)); }
 template <class F> CudaCpuHalf<F> __hfma(CudaCpuHalf<F> a, CudaCpuHalf<F> b, CudaCpuHalf<F> c) {
-    return double(float(a)) * double(float(b)) + double(float(c));
+    return cuda_cpu::add_to_odd(a.exact() * b.exact(), c.exact());
 }
 template <class F> CudaCpuPair<F> __hadd2(CudaCpuPair<F> a, CudaCpuPair<F> b) { return a + b; }
 template <class F> CudaCpuPair<F> __hsub2(CudaCpuPair<F> a, CudaCpuPair<F> b) { return a - b; }
