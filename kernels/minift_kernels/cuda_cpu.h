@@ -47,15 +47,7 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
-
-// Shared arrays are gathered in one section of the library, which launch.h fills with NaN before each block. (Those
-// inside templates stay outside: g++ gives instantiated variables sections of their own.) Under AddressSanitizer
-// they lie in the ordinary place, since it puts red zones only around arrays that do.
-#if defined(__SANITIZE_ADDRESS__)
-#define __shared__ static
-#else
-#define __shared__ static __attribute__((section("cuda_shared")))
-#endif
+#define __shared__ static  // one array for all threads of the block; the linker gathers them (shared.ld)
 
 #include "machine.h"
 #include "barrier.h"

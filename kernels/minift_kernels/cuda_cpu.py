@@ -35,7 +35,7 @@ ORDERS = ("ascending", "descending", "random")
 
 PARTS = HERE / "cuda_cpu_parts"
 _FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing",
-          "-I", str(HERE), "-I", str(PARTS))  # fmt: skip
+          "-fdata-sections", "-I", str(HERE), "-I", str(PARTS))  # fmt: skip
 _CHECKS = {
     None: ("-fsanitize=bounds,alignment", "-fno-sanitize-recover=all"),
     "address": ("-fsanitize=address,bounds,alignment", "-fno-sanitize-recover=all"),
@@ -152,7 +152,7 @@ def _compiled(
     """What g++ makes of `text`, kept in the cache under a name that changes with everything that goes into it."""
     fingerprint = hashlib.sha256(repr((text, also, flags, link, _compiler_version())).encode())
     for folder in (HERE, PARTS, headers):
-        for header in sorted((*folder.glob("*.h"), *folder.glob("*.cuh"))):
+        for header in sorted(file for kind in ("h", "cuh", "ld") for file in folder.glob(f"*.{kind}")):
             fingerprint.update(header.read_bytes())
     stem, suffix = name.split(".")
     result = _cache_directory() / f"{stem}-{fingerprint.hexdigest()[:16]}.{suffix}"
@@ -164,7 +164,7 @@ def _compiled(
             source.write_text(text)
             command = [_compiler(), *flags, str(source), "-o", str(incomplete)]
             if link is not None:
-                command += ["-x", "none", str(link), "-Wl,-Bsymbolic"]
+                command += ["-x", "none", str(link), "-Wl,-Bsymbolic", "-T", str(PARTS / "shared.ld")]
             completed = subprocess.run(command, capture_output=True, text=True, check=False)
             if completed.returncode != 0:
                 raise BuildError(f"g++ refused {stem}.cu:\n{completed.stderr}")

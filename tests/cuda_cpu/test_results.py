@@ -3,10 +3,11 @@
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 from cases import CASES, INSTANTIATIONS, KERNELS
 
-from minift_kernels.cuda_cpu import KernelError, Module, execution_order
+from minift_kernels.cuda_cpu import KernelError, Module, execution_order, launch
 
 ALL_CASES = [(file, case) for file, cases in CASES.items() for case in cases]
 SCHEDULES = [("ascending", 0), ("descending", 0), *(("random", seed) for seed in range(4))]
@@ -34,20 +35,25 @@ def test_right_under_many_random_orders(file, case):
             case(module_of(file))
 
 
-def barriers_of(file):
-    """(the line, the source without its barrier) for every barrier of a file."""
+def with_numbered_barriers(file):
+    """The source with each barrier behind `if (left_out != its number)`, and the lines on which they stand."""
     source = (KERNELS / file).read_text()
-    for found in BARRIER.finditer(source):
-        line = source[: found.start()].count("\n") + 1
-        yield line, source[: found.start()] + ";" + source[found.end() :]
+    lines = [source[: found.start()].count("\n") + 1 for found in BARRIER.finditer(source)]
+    numbers = iter(range(len(lines)))
+    numbered = BARRIER.sub(lambda found: f"if (left_out != {next(numbers)}) {found[0]}", source)
+    choose = 'extern "C" __global__ void leave_out(int barrier) { left_out = barrier; }'
+    return f"__device__ int left_out = -1; {numbered}\n{choose}\n", lines
+
+
+BARRIERS = [(file, number, line) for file in CASES for number, line in enumerate(with_numbered_barriers(file)[1])]
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "code"),
-    [pytest.param(file, *barrier, id=f"{file}:{barrier[0]}") for file in CASES for barrier in barriers_of(file)],
+    ("file", "number"), [pytest.param(file, number, id=f"{file}:{line}") for file, number, line in BARRIERS]
 )
-def test_a_missing_barrier_shows(file, line, code):
-    crippled = module_of(file, code)
+def test_a_missing_barrier_shows(file, number):
+    crippled = module_of(file, with_numbered_barriers(file)[0])
+    launch(crippled.get_function("leave_out"), (1,), (1,), (np.int32(number),))
     for order, seed in SCHEDULES:
         for case in CASES[file]:
             with execution_order(order, seed):
@@ -55,4 +61,12 @@ def test_a_missing_barrier_shows(file, line, code):
                     case(crippled)
                 except (AssertionError, KernelError):
                     return
-    pytest.fail(f"{file}:{line}: the barrier was taken out and every result was still right")
+    pytest.fail("the barrier was left out and every result was still right")
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_with_its_barriers_numbered_and_none_left_out_it_is_right(file):
+    module = module_of(file, with_numbered_barriers(file)[0])
+    launch(module.get_function("leave_out"), (1,), (1,), (np.int32(-1),))
+    for case in CASES[file]:
+        case(module)

@@ -7,10 +7,7 @@
 #include "guards.h"
 #include "kernel_table.h"
 
-#if !defined(__SANITIZE_ADDRESS__)
-// The linker gives a section's first and last address; weak, since a kernel may have no shared array.
-extern "C" __attribute__((weak, visibility("hidden"))) char __start_cuda_shared[], __stop_cuda_shared[];
-#endif
+extern "C" __attribute__((visibility("hidden"))) char cuda_shared_begin[], cuda_shared_end[];   // shared.ld
 
 namespace cuda_cpu {
 
@@ -33,8 +30,8 @@ inline void fill_with_nan(char* begin, char* end) {
 
 inline void fill_shared_memory() {
     fill_with_nan(dynamic_shared, dynamic_shared + arrays.back().bytes);
-#if !defined(__SANITIZE_ADDRESS__)
-    fill_with_nan(__start_cuda_shared, __stop_cuda_shared);
+#if !defined(__SANITIZE_ADDRESS__)             // which forbids to touch what lies between the arrays
+    fill_with_nan(cuda_shared_begin, cuda_shared_end);
 #endif
 }
 
