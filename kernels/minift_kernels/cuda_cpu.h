@@ -4,31 +4,33 @@
 //
 // To g++ a .cu file is C++ with some unknown words. This header gives each word a meaning:
 //
-//   a CUDA thread    is a fiber: its own call stack, switched by hand                    (fibers.h)
-//   a block          is its fibers, of which one runs at a time, until it must wait      (block.h)
-//   __syncthreads()  is "wait until all of the block are here": the next fiber runs      (barrier.h)
-//   a warp           is 32 threads that can meet: the last to arrive does the work of    (warp.h)
-//                    a shuffle, a vote or a tensor-core product for all of them          (mma.h, device_model.h)
-//   an atomic        is a plain operation, since no two fibers run at once               (atomics.h)
+//   a CUDA thread    is a fiber: its own call stack, switched by hand                  (fibers.h)
+//   a block          is its fibers, of which one runs at a time, until it must wait    (block.h)
+//   __syncthreads()  is "wait until all of the block are here": the next fiber runs    (barrier.h)
+//   a warp           is 32 threads that can meet: the last to arrive does the work     (warp.h)
+//                    of a shuffle, a vote or a tensor-core product for all            (mma.h, device_model.h)
+//   an atomic        is a plain operation, since no two fibers run at once             (atomics.h)
 //   __shared__       is static: the fibers of a block see it, and blocks run in turn
-//   a grid           is a loop over its blocks                                           (launch.h)
+//   a grid           is a loop over its blocks                                         (launch.h)
 //
-// The files are in cuda_cpu_parts/; machine.h is the line between the words, which every kernel includes, and the
-// machine behind them, which is compiled once (runtime.cpp).
+// The files are in cuda_cpu_parts/; machine.h is the line between the words, which every kernel includes, and
+// the machine behind them, which is compiled once (runtime.cpp).
 //
 // Nothing of this shows the speed of a GPU. What it does show is whether a kernel is right:
 //
-// - The order in which threads, warps and blocks run is chosen at launch: ascending, descending or random from a
-//   seed. A thread runs until it must wait, so a kernel that lacks a barrier reads what has not been written yet,
-//   or what has been overwritten already, and gives a wrong result under at least one of these orders.
+// - The order in which threads, warps and blocks run is chosen at launch: ascending, descending or random
+//   from a seed. A thread runs until it must wait, so a kernel that lacks a barrier reads what has not been
+//   written yet, or what has been overwritten already, and gives a wrong result under one of these orders.
 // - Threads that wait for each other at different places are reported, each with its place.
-// - Global arrays and dynamic shared memory lie against forbidden pages, and indices into arrays of known extent
-//   are checked: an access outside is reported with kernel, block and thread            (guards.h says what escapes)
+// - An access outside an array is reported with kernel, block and thread; guards.h says what escapes.
 // - Shared memory begins as NaN in each block, so a value that nobody wrote shows.
 //
-// What differs from a GPU: expf and its like are the C library's, correct to the last bit or nearly so; __expf too.
-// A thread that waits for another by reading a plain variable in a loop hangs; by atomics it does not. Threads of
-// different blocks cannot wait for each other: blocks run one after the other, and a spin is reported as such.
+// What differs from a GPU:
+//
+// - expf and its like are the C library's, right to the last bit or nearly so; so are __expf and its like.
+// - Memory is in order: a fence does nothing, and a kernel that lacks one is not found out.
+// - A thread that waits for another by reading a plain variable in a loop hangs (an interrupt ends it); by
+//   atomics it does not. Blocks run one after the other, so one that waits for a later one waits in vain.
 #pragma once
 
 #include <math.h>

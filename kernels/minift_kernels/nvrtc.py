@@ -1,7 +1,7 @@
 """Compiles CUDA C for a GPU without one: NVRTC, NVIDIA's compiler as a library, called through ctypes.
 
-It needs no driver, only the packages nvidia-cuda-nvrtc, nvidia-cuda-runtime and nvidia-cuda-cccl (the headers) and
-cuda-pathfinder (which finds them); cupy[ctk] brings all four.
+It needs no driver, only NVIDIA's packages nvidia-cuda-nvrtc (the compiler), nvidia-cuda-runtime,
+nvidia-cuda-crt, nvidia-cuda-cccl (headers) and cuda-pathfinder (which finds the others).
 """
 
 import ctypes

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-
 from minift_kernels.cuda_cpu import launch
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -79,7 +78,12 @@ def matmul_wmma_tf32(module):
     a, b = random(M, K), random(K, N)
     c_transposed = np.zeros((N, M), np.float32)
     columns = np.ascontiguousarray(b.T)
-    launch(module.get_function("matmul_wmma_tf32"), (3, 2), (32,), (a, columns, c_transposed, *np.int32([M, N, K])))
+    launch(
+        module.get_function("matmul_wmma_tf32"),
+        (3, 2),
+        (32,),
+        (a, columns, c_transposed, *np.int32([M, N, K])),
+    )
     agree(c_transposed.T, round_to_tf32(a) @ round_to_tf32(b))
 
 

@@ -1,11 +1,12 @@
 """What a kernel does wrong is reported with kernel, block and thread."""
 
+import signal
+import threading
 from functools import cache
 
 import numpy as np
 import pytest
 from cases import KERNELS
-
 from minift_kernels.cuda_cpu import ORDERS, BuildError, KernelError, Module, execution_order, launch
 
 
@@ -15,7 +16,7 @@ def faults():
 
 
 def line_of(kernel, text):
-    """"faults.cu:12": the first line with this text, from the beginning of the kernel."""
+    """ "faults.cu:12": the first line with this text, from the beginning of the kernel."""
     lines = (KERNELS / "faults.cu").read_text().splitlines()
     begin = next(i for i, line in enumerate(lines) if f" {kernel}(" in line)
     return f"faults.cu:{next(i for i in range(begin, len(lines)) if text in lines[i]) + 1}"
@@ -49,7 +50,9 @@ def test_barrier_names_who_returned():
 
 def test_shuffle_that_not_all_lanes_reach():
     report = report_of("shuffle_without_all", (np.zeros(32, np.float32),))
-    shuffle, barrier = (line_of("shuffle_without_all", text) for text in ("__shfl_down_sync", "__syncthreads"))
+    shuffle, barrier = (
+        line_of("shuffle_without_all", text) for text in ("__shfl_down_sync", "__syncthreads")
+    )
     assert f"threads (0, 0, 0) to (15, 0, 0) wait at __shfl_down_sync(mask 0xffffffff) in {shuffle}" in report
     assert f"threads (16, 0, 0) to (31, 0, 0) wait at __syncthreads() in {barrier}" in report
 
@@ -124,6 +127,16 @@ def test_division_by_zero():
     assert "integer division by zero" in report_of("divide", (np.ones(32, np.int32), np.int32(0)))
 
 
+def test_an_interrupt_ends_a_kernel_that_hangs():
+    main = threading.get_ident()
+    timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        launch(faults().get_function("hang"), (1,), (32,), (np.zeros(1, np.int32),))
+    line = line_of("hang", "while")
+    assert f"kernel hang, block (0, 0, 0), thread (0, 0, 0): interrupted ({line})" in str(caught.value)
+
+
 def test_a_launch_after_a_fault_is_right():
     x = np.full(32, 6, np.int32)
     report_of("divide", (x, np.int32(0)))
@@ -148,7 +161,7 @@ def test_arguments_are_checked():
         with pytest.raises((TypeError, ValueError)) as caught:
             launch(kernel, (1,), (1,), arguments)
         assert error in str(caught.value)
-    with pytest.raises(ValueError, match="share part of their memory"):
+    with pytest.raises(ValueError, match="share a part of their memory"):
         launch(faults().get_function("read_at"), (1,), (1,), (x[:3], x[1:], i))
     with pytest.raises(ValueError, match="at most 1024 threads, this one has 2048"):
         launch(kernel, (1,), (64, 32), (x, i))
@@ -169,7 +182,9 @@ def test_a_compile_error_names_file_and_line(tmp_path):
     with pytest.raises(BuildError) as caught:
         Module(path)
     assert "g++ refused wrong.cu" in str(caught.value)
-    assert "wrong.cu:2:12: error: 'y' was not declared" in str(caught.value).replace("‘", "'").replace("’", "'")
+    assert "wrong.cu:2:12: error: 'y' was not declared" in str(caught.value).replace("‘", "'").replace(
+        "’", "'"
+    )
 
 
 def test_a_missing_compiler_is_one_clear_error(monkeypatch):

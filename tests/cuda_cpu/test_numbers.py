@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import KERNELS, round_to_tf32
-
 from minift_kernels.cuda_cpu import Module, launch
 
 
@@ -17,11 +16,16 @@ def numbers():
 
 
 def run(name, *arguments):
-    launch(numbers().get_function(name), (-(-arguments[0].size // 256),), (256,), (*arguments, np.int32(arguments[0].size)))
+    launch(
+        numbers().get_function(name),
+        (-(-arguments[0].size // 256),),
+        (256,),
+        (*arguments, np.int32(arguments[0].size)),
+    )
 
 
 def hard_cases(dtype):
-    """Every number of the type, the ties halfway to the next, and what lies right beside these; as float32."""
+    """Every number of the type, the ties halfway to the next, and what lies right beside these."""
     all_bits = np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float32)
     finite = np.unique(all_bits[np.isfinite(all_bits)])
     ties = (finite[:-1].astype(np.float64) + finite[1:]) / 2
@@ -52,7 +56,9 @@ def test_arithmetic_rounds_once_to_the_nearest(name, dtype):
     results = np.zeros((5, 1000), dtype)
     a, b, c = (np.ascontiguousarray(row) for row in numbers)
     run(f"arithmetic_{name}", a, b, c, results)
-    for i, (x, y, z) in enumerate(zip(*(map(Fraction, row.astype(float).tolist()) for row in (a, b, c)), strict=True)):
+    for i, (x, y, z) in enumerate(
+        zip(*(map(Fraction, row.astype(float).tolist()) for row in (a, b, c)), strict=True)
+    ):
         exact = (x + y, x - y, x * y, x / y if y else None, x * y + z)
         for result, expected in zip(results[:, i], exact, strict=True):
             assert expected is None or is_nearest(result, expected, dtype), (x, y, z, result)
@@ -116,7 +122,20 @@ def test_float_to_integer_saturates():
     out = np.zeros((4, x.size), np.int32)
     run("to_integer", x, out)
     most, least = 2**31 - 1, -(2**31)
-    assert out[0].tolist() == [0, 2, 2, 0, -2, most, least, 0, most, 2147483520, 8, -8]  # to nearest, ties to even
+    assert out[0].tolist() == [
+        0,
+        2,
+        2,
+        0,
+        -2,
+        most,
+        least,
+        0,
+        most,
+        2147483520,
+        8,
+        -8,
+    ]  # to nearest, ties to even
     assert out[1].tolist() == [0, 1, 2, 0, -1, most, least, 0, most, 2147483520, 7, -7]  # towards zero
     assert out[2].tolist() == [0, 1, 2, -1, -2, most, least, 0, most, 2147483520, 7, -8]  # down
     assert out[3].tolist() == [1, 2, 3, 0, -1, most, least, 0, most, 2147483520, 8, -7]  # up

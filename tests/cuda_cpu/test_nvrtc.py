@@ -2,7 +2,6 @@
 
 import pytest
 from cases import KERNELS
-
 from minift_kernels.nvrtc import nvrtc_compile, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

@@ -6,7 +6,6 @@ from functools import cache
 import numpy as np
 import pytest
 from cases import CASES, INSTANTIATIONS, KERNELS
-
 from minift_kernels.cuda_cpu import KernelError, Module, execution_order, launch
 
 ALL_CASES = [(file, case) for file, cases in CASES.items() for case in cases]
@@ -36,7 +35,7 @@ def test_right_under_many_random_orders(file, case):
 
 
 def with_numbered_barriers(file):
-    """The source with each barrier behind `if (left_out != its number)`, and the lines on which they stand."""
+    """The source with each barrier behind `if (left_out != its number)`, and the lines they stand on."""
     source = (KERNELS / file).read_text()
     lines = [source[: found.start()].count("\n") + 1 for found in BARRIER.finditer(source)]
     numbers = iter(range(len(lines)))
@@ -45,7 +44,9 @@ def with_numbered_barriers(file):
     return f"__device__ int left_out = -1; {numbered}\n{choose}\n", lines
 
 
-BARRIERS = [(file, number, line) for file in CASES for number, line in enumerate(with_numbered_barriers(file)[1])]
+BARRIERS = [
+    (file, number, line) for file in CASES for number, line in enumerate(with_numbered_barriers(file)[1])
+]
 
 
 @pytest.mark.parametrize(

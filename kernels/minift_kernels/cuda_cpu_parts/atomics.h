@@ -1,8 +1,9 @@
 // Atomic operations. One fiber runs at a time, so reading, changing and writing back cannot be interrupted.
 //
-// Two things are added to that. An atomic that changed nothing is what waiting for another thread looks like (a lock
-// that is taken, a counter that is not full), so the others get their turn. And under a random order any atomic may
-// be followed by another thread, so that a kernel which takes two of them for one is found out.
+// Two things are added to that. An atomic that changed nothing is what waiting for another thread looks like
+// (a lock that is taken, a counter that is not full), so the others get their turn. And under a random order
+// any atomic may be followed by another thread, so that a kernel which takes two of them for one is found
+// out.
 #pragma once
 
 #include "machine.h"

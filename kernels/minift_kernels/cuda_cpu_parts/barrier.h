@@ -3,8 +3,8 @@
 
 #include "machine.h"
 
-// The barrier is for all threads of the block, at one and the same place. A GPU lets a thread that has returned pass
-// as arrived; here it is reported, because the language does not promise it.
+// The barrier is for all threads of the block, at one and the same place. A GPU lets a thread that has
+// returned pass as arrived; here it is reported, because the language does not promise it.
 inline void __syncthreads(cuda_cpu::Site site = cuda_cpu::here()) {
     cuda_cpu::barrier("__syncthreads", false, site);
 }
@@ -16,7 +16,7 @@ inline int __syncthreads_or(int predicate, cuda_cpu::Site site = cuda_cpu::here(
     return cuda_cpu::barrier("__syncthreads_or", predicate != 0, site) > 0;
 }
 inline int __syncthreads_and(int predicate, cuda_cpu::Site site = cuda_cpu::here()) {
-    return cuda_cpu::barrier("__syncthreads_and", predicate != 0, site) == static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+    return cuda_cpu::barrier("__syncthreads_and", predicate == 0, site) == 0;
 }
 
 // All memory operations happen at once and in order here; a fence has nothing to do.

@@ -1,7 +1,8 @@
 // A block: its threads, the order in which they run, and how they wait for each other.
 //
-// One fiber, the scheduler, is the launching program's own stack. It picks a thread and switches to it; the thread
-// runs until it must wait (barrier, warp collective, an atomic that found nothing to do) or ends, and switches back.
+// One fiber, the scheduler, is the launching program's own stack. It picks a thread and switches to it; the
+// thread runs until it must wait (barrier, warp collective, an atomic that found nothing to do) or ends, and
+// switches back.
 #pragma once
 
 #include <stdarg.h>
@@ -73,7 +74,7 @@ static Fiber scheduler;
 static Order order;
 static uint64_t random_state;
 static int barrier_votes;                   // result of the barrier that opened last
-static int idle_rounds;                     // rounds in which every thread span and no atomic changed anything
+static int idle_rounds;                     // rounds in which threads span and changed nothing
 static std::string failure;                 // why the launch was given up; empty while all is well
 static const char* kernel_name;
 static void (*kernel_call)();               // calls the kernel with the launch's arguments
@@ -90,7 +91,7 @@ inline uint64_t next_random() {
 inline int random_below(int bound) { return static_cast<int>((next_random() >> 33) % bound); }
 bool by_chance(int one_in) { return order == Order::random && random_below(one_in) == 0; }
 
-// -- words for reports -------------------------------------------------------------------------------------------
+// -- words for reports --------------------------------------------------------------------------------------
 
 inline std::string format_text(const char* format, va_list arguments) {
     char line[1024];
@@ -143,7 +144,8 @@ inline std::string what_it_does(const Thread& thread) {
     switch (thread.state) {
         case State::finished: return "returned from the kernel";
         case State::spinning: return text("spin on an atomic at ") + text(thread.wait.site);
-        case State::at_barrier: return text("wait at %s() in ", thread.wait.operation) + text(thread.wait.site);
+        case State::at_barrier:
+            return text("wait at %s() in ", thread.wait.operation) + text(thread.wait.site);
         case State::at_collective:
             return text("wait at %s(mask 0x%08x) in ", thread.wait.operation, thread.wait.mask) +
                    text(thread.wait.site);
@@ -176,7 +178,7 @@ inline std::string who_waits_where() {
     return report;
 }
 
-// -- waiting and waking ------------------------------------------------------------------------------------------
+// -- waiting and waking -------------------------------------------------------------------------------------
 
 inline void set_state(Thread& thread, State state) {
     warp_of(thread).ready += (state == State::ready) - (thread.state == State::ready);
@@ -215,7 +217,8 @@ inline void try_to_meet(Thread& thread) {
     for (int i = 0; i < 32; i++) {
         if (!(expected >> i & 1)) continue;
         const Wait& other = lanes[i].wait;
-        if (other.mask != wait.mask || other.work != wait.work || strcmp(other.operation, wait.operation) != 0)
+        if (other.mask != wait.mask || other.work != wait.work ||
+            strcmp(other.operation, wait.operation) != 0)
             return;
         requests[i] = other.request;
     }
@@ -238,7 +241,8 @@ void meet(const char* operation, unsigned int mask, void* request, void (*work)(
           Site site) {
     unsigned int own_bit = 1u << current->lane();
     if (!(mask & own_bit))
-        fail_at(site, "%s(mask 0x%08x) is called by lane %d, which the mask leaves out", operation, mask, lane);
+        fail_at(site, "%s(mask 0x%08x) is called by lane %d, which the mask leaves out", operation, mask,
+                lane);
     current->wait = {operation, site, mask, request, work};
     warp_of(*current).waiting |= own_bit;
     set_state(*current, State::at_collective);
@@ -261,7 +265,7 @@ static void thread_main() {
     }
 }
 
-// -- the scheduler -----------------------------------------------------------------------------------------------
+// -- the scheduler ------------------------------------------------------------------------------------------
 
 /// The warp whose turn it is: the first or last that can run, or any; -1 where none can.
 inline int choose_warp() {
@@ -295,8 +299,8 @@ inline void run_lanes(int warp) {
     }
 }
 
-/// No thread can run. If all stand at the same barrier it opens; if some spin they may try again; else they wait in
-/// vain, and the launch fails with who waits where.
+/// No thread can run. If all stand at the same barrier it opens; if some spin they may try again; else they
+/// wait in vain, and the launch fails with who waits where.
 inline void open_barrier_or_fail() {
     constexpr int most_idle_rounds = 100000;
     if (spinning_count && idle_rounds++ < most_idle_rounds) {

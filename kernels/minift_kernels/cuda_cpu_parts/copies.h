@@ -1,8 +1,8 @@
 // cp.async: copies from global to shared memory that go on while the thread computes.
 //
-// A copy may land at any time between its issue and the wait for its group. Both extremes occur here: it lands at once
-// under the descending order, at the wait under the ascending one, and either way under a random one. So a missing
-// wait shows, and so does a buffer refilled while others still read it.
+// A copy may land at any time between its issue and the wait for its group. Both extremes occur here: it
+// lands at once under the descending order, at the wait under the ascending one, and either way under a
+// random one. So a missing wait shows, and so does a buffer refilled while others still read it.
 #pragma once
 
 #include "block.h"
@@ -15,7 +15,9 @@ inline void land(const PendingCopy& copy) {
 }
 
 void copy_later(void* destination, const void* source, int copied_bytes, int total_bytes, Site site) {
-    auto misaligned = [&](const void* address) { return reinterpret_cast<uintptr_t>(address) % total_bytes != 0; };
+    auto misaligned = [&](const void* address) {
+        return reinterpret_cast<uintptr_t>(address) % total_bytes != 0;
+    };
     if (misaligned(destination) || misaligned(source))
         fail_at(site, "cp.async: addresses must be multiples of %d bytes", total_bytes);
     PendingCopy copy{destination, source, copied_bytes, total_bytes, current->copy_group};

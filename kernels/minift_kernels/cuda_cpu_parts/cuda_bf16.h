@@ -23,7 +23,9 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
 inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) { return v.x; }
 inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) { return v.y; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return cuda_cpu::same_bits<__nv_bfloat16>(bits); }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
+    return cuda_cpu::same_bits<__nv_bfloat16>(bits);
+}
 
 namespace cuda_cpu {
 template <> struct TypeName<__nv_bfloat16> {

@@ -8,10 +8,10 @@
 
 namespace cuda_cpu {
 
-// -- mma.sync ----------------------------------------------------------------------------------------------------
+// -- mma.sync -----------------------------------------------------------------------------------------------
 //
-// PTX fixes which lane holds what (ISA, "Matrix Fragments for mma.m16n8k16" and "mma.m16n8k8"). With g = lane / 4 and
-// t = lane % 4, where a register holds `packed` numbers side by side (2 of 16 bits, or 1 of tf32):
+// PTX fixes which lane holds what (ISA, "Matrix Fragments for mma.m16n8k16" and "mma.m16n8k8"). With g = lane
+// / 4 and t = lane % 4, where a register holds `packed` numbers side by side (2 of 16 bits, or 1 of tf32):
 //
 //     a (16, K)   register r: row g + 8 (r % 2),        columns packed t + (K/2) (r / 2) and following
 //     b (K, 8)    register r: rows packed t + (K/2) r and following,  column g
@@ -57,10 +57,11 @@ void multiply_fragments(void* const* requests) {
             of_lane(lane)->d[i] = product.c[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
 }
 
-// -- ldmatrix ----------------------------------------------------------------------------------------------------
+// -- ldmatrix -----------------------------------------------------------------------------------------------
 //
-// Loads `count` matrices of 8 x 8 16-bit numbers. Lane 8 m + i gives the address of row i of matrix m; lane l receives
-// from each matrix the two numbers at row l / 4, columns 2 (l % 4) and following. Transposed: rows and columns swapped.
+// Loads `count` matrices of 8 x 8 16-bit numbers. Lane 8 m + i gives the address of row i of matrix m; lane l
+// receives from each matrix the two numbers at row l / 4, columns 2 (l % 4) and following. Transposed: rows
+// and columns swapped.
 
 struct LoadRequest {
     unsigned int* registers;
@@ -76,7 +77,7 @@ void load_matrices(void* const* requests) {
             for (int i = 0; i < 2; i++) {
                 int row = transposed ? 2 * (lane % 4) + i : lane / 4;
                 int column = transposed ? lane / 4 : 2 * (lane % 4) + i;
-                                auto* holder = static_cast<LoadRequest*>(requests[8 * m + row]);
+                auto* holder = static_cast<LoadRequest*>(requests[8 * m + row]);
                 if (holder) packed |= static_cast<unsigned int>(holder->row[column]) << (16 * i);
             }
             static_cast<LoadRequest*>(requests[lane])->registers[m] = packed;
@@ -86,7 +87,8 @@ void load_matrices(void* const* requests) {
 
 template <int count, bool transposed>
 void ldmatrix(unsigned int* registers, const void* row, Site site) {
-    if (reinterpret_cast<uintptr_t>(row) % 16) fail_at(site, "ldmatrix: a row must begin at a multiple of 16 bytes");
+    if (reinterpret_cast<uintptr_t>(row) % 16)
+        fail_at(site, "ldmatrix: a row must begin at a multiple of 16 bytes");
     LoadRequest request{registers, static_cast<const unsigned short*>(row)};
     meet("ldmatrix", 0xffffffff, &request, load_matrices<count, transposed>, site);
 }
@@ -98,7 +100,8 @@ void ldmatrix(unsigned int* registers, const void* row, Site site) {
 inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2],
                               cuda_cpu::Site site = cuda_cpu::here()) {
     cuda_cpu::MmaRequest request{d, a, b};
-    cuda_cpu::meet("mma_m16n8k16_bf16", 0xffffffff, &request, cuda_cpu::multiply_fragments<__nv_bfloat16, 16>, site);
+    cuda_cpu::meet("mma_m16n8k16_bf16", 0xffffffff, &request, cuda_cpu::multiply_fragments<__nv_bfloat16, 16>,
+                   site);
 }
 inline void mma_m16n8k16_f16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2],
                              cuda_cpu::Site site = cuda_cpu::here()) {
@@ -127,10 +130,12 @@ inline void ldmatrix_x2_trans(unsigned int (&r)[2], const void* row, cuda_cpu::S
     cuda_cpu::ldmatrix<2, true>(r, row, site);
 }
 
-inline void cp_async_16(void* shared, const void* global, int bytes = 16, cuda_cpu::Site site = cuda_cpu::here()) {
+inline void cp_async_16(void* shared, const void* global, int bytes = 16,
+                        cuda_cpu::Site site = cuda_cpu::here()) {
     cuda_cpu::copy_later(shared, global, bytes, 16, site);
 }
-inline void cp_async_4(void* shared, const void* global, int bytes = 4, cuda_cpu::Site site = cuda_cpu::here()) {
+inline void cp_async_4(void* shared, const void* global, int bytes = 4,
+                       cuda_cpu::Site site = cuda_cpu::here()) {
     cuda_cpu::copy_later(shared, global, bytes, 4, site);
 }
 inline void cp_async_commit() { cuda_cpu::close_copy_group(); }

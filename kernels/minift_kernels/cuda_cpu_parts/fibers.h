@@ -1,10 +1,10 @@
 // Fibers: one call stack for each CUDA thread, and the switch from one stack to another.
 //
-// A thread of the operating system would do, but a switch between two costs microseconds and a block has a thousand
-// of them. POSIX has swapcontext for this; it asks the system for the signal mask at every switch (0.7 microseconds
-// here). So POSIX only gives a fresh stack its first frame (makecontext, setcontext), and every later switch is the
-// compiler's own __builtin_setjmp (keep stack pointer, frame pointer and place) and __builtin_longjmp (go to a kept
-// place): three loads, 0.03 microseconds, no assembly.
+// A thread of the operating system would do, but a switch between two costs microseconds and a block has a
+// thousand of them. POSIX has swapcontext for this; it asks the system for the signal mask at every switch
+// (0.7 microseconds here). So POSIX only gives a fresh stack its first frame (makecontext, setcontext), and
+// every later switch is the compiler's own __builtin_setjmp (keep stack pointer, frame pointer and place) and
+// __builtin_longjmp (go to a kept place): three loads, 0.03 microseconds, no assembly.
 #pragma once
 
 #include <stddef.h>
@@ -26,7 +26,7 @@ struct Fiber {
     bool started = false;       // false: `place` is empty, and it begins with `first_frame`
     ucontext_t first_frame;
     char* stack = nullptr;      // lowest address; the page below is forbidden, so an overflow is seen
-    const void* asan_stack = nullptr;   // AddressSanitizer must be told of every switch, and where the stack lies
+    const void* asan_stack = nullptr;   // AddressSanitizer is told of every switch, and where the stack lies
     size_t asan_stack_bytes = 0;
     void* asan_frames = nullptr;
 
@@ -59,11 +59,12 @@ inline void Fiber::restart(void (*function)()) {
     setcontext(&to.first_frame);
 }
 
-/// Leaves the running fiber `from` at this place and continues `to`; returns when something switches back to `from`.
+/// Leaves the running fiber `from` at this place and continues `to`; returns when something switches back to
+/// `from`.
 ///
-/// noipa: the compiler may draw no conclusion from this function's body about what a call of it leaves unchanged,
-/// because between call and return other fibers run. setjmp and longjmp must stand in two functions (the builtins
-/// demand it).
+/// noipa: the compiler may draw no conclusion from this function's body about what a call of it leaves
+/// unchanged, because between call and return other fibers run. setjmp and longjmp must stand in two
+/// functions (the builtins demand it).
 [[gnu::noipa, gnu::no_sanitize("address")]] static void switch_fiber(Fiber& from, Fiber& to) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&from.asan_frames, to.asan_stack, to.asan_stack_bytes);
@@ -75,7 +76,8 @@ inline void Fiber::restart(void (*function)()) {
 #endif
 }
 
-/// The first thing a fresh fiber does: AddressSanitizer learns that the switch to it is over, and from where it came.
+/// The first thing a fresh fiber does: AddressSanitizer learns that the switch to it is over, and from where
+/// it came.
 inline void arrived_from(Fiber& from) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &from.asan_stack, &from.asan_stack_bytes);

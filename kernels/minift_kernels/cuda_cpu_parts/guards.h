@@ -1,21 +1,22 @@
 // Guards: an access outside an array becomes a report that names kernel, block, thread and array.
 //
 // 1. Global arrays and dynamic shared memory. Each is copied into pages of its own with 256 MB of forbidden
-//    addresses before and after it. To touch one raises SIGSEGV, whose handler looks up whose neighbourhood it was.
-//    Pages have 4096 bytes and arrays any number, so only one end of an array can lie exactly at a forbidden page:
-//    the end under the ascending order, the beginning under the descending one, either under a random one. An end
-//    is exact to 31 bytes, since arrays begin at multiples of 32 as vector loads want; what is written into those
-//    bytes, or before or after the array in its own pages, is found after the block.
-//    So a *read* within the same page on the free side escapes; a run under the other order, or AddressSanitizer
-//    (which forbids each single byte around the arrays), finds it. An access that jumps 256 MB into another mapping
-//    escapes everything.
-// 2. Arrays of known extent (shared, local): g++ -fsanitize=bounds compares each index. A pointer into such an
-//    array has no known extent and is not checked; AddressSanitizer checks it.
-// 3. Vector loads: g++ -fsanitize=alignment checks that a float4 is read from a multiple of 16 bytes, as a GPU does.
+//    addresses before and after it. To touch one raises SIGSEGV, whose handler looks up whose neighbourhood
+//    it was. Pages have 4096 bytes and arrays any number, so only one end of an array can lie exactly at a
+//    forbidden page: the end under the ascending order, the beginning under the descending one, either under
+//    a random one. An end is exact to 31 bytes, since arrays begin at multiples of 32 as vector loads want;
+//    what is written into those bytes, or before or after the array in its own pages, is found after the
+//    block. So a *read* within the same page on the free side escapes; a run under the other order, or
+//    AddressSanitizer (which forbids each single byte around the arrays), finds it. An access that jumps 256
+//    MB into another mapping escapes everything.
+// 2. Arrays of known extent (shared, local): g++ -fsanitize=bounds compares each index. A pointer into such
+//    an array has no known extent and is not checked; AddressSanitizer checks it.
+// 3. Vector loads: g++ -fsanitize=alignment checks that a float4 is read from a multiple of 16 bytes, as a
+//    GPU does.
 // 4. A thread's stack ends at a forbidden page.
 #pragma once
 
-#include <dlfcn.h>
+#include <pthread.h>
 #include <signal.h>
 
 #include "block.h"
@@ -40,7 +41,8 @@ struct Guarded {
         pages = (bytes + page_bytes - 1) / page_bytes * page_bytes;
         mapping = static_cast<char*>(mmap(nullptr, guard_bytes + pages + guard_bytes, PROT_NONE,
                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (mapping == MAP_FAILED || (pages && mprotect(mapping + guard_bytes, pages, PROT_READ | PROT_WRITE))) {
+        if (mapping == MAP_FAILED ||
+            (pages && mprotect(mapping + guard_bytes, pages, PROT_READ | PROT_WRITE))) {
             perror("cuda_cpu.h: no memory for an argument");
             __builtin_trap();
         }
@@ -91,7 +93,7 @@ struct Guarded {
 };
 
 static std::vector<Guarded> arrays;             // the launch's array arguments, dynamic shared memory last
-static void* fault_place;                       // the machine instruction that touched a guard, for addr2line
+static void* fault_place;                       // the machine instruction that was running, for addr2line
 
 /// What lies at an address that must not be touched.
 inline std::string describe_address(const char* address) {
@@ -100,21 +102,29 @@ inline std::string describe_address(const char* address) {
     for (int i = 0; i < thread_count; i++) {
         const char* stack = threads[i].fiber.stack;
         if (stack - page_bytes <= address && address < stack)
-            return text("its stack's end: a thread has %zu KiB for local variables and calls", stack_bytes / 1024);
+            return text("its stack's end: a thread has %zu KiB for local variables and calls",
+                        stack_bytes / 1024);
     }
     return text("address %p, which belongs to no argument", address);
 }
 
-// -- signals -----------------------------------------------------------------------------------------------------
+// -- signals ------------------------------------------------------------------------------------------------
 
-constexpr int fault_signals[] = {SIGSEGV, SIGBUS, SIGFPE};
-static struct sigaction earlier_actions[3];
+constexpr int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGINT};
+constexpr int signal_count = 4;
+static struct sigaction earlier_actions[signal_count];
 static stack_t earlier_stack;
-alignas(16) static char handler_stack[64 * 1024];   // a thread that overflowed its stack has none left to handle it on
+static pthread_t launching_thread;
+alignas(16) static char handler_stack[64 * 1024];   // a thread that overflowed its own has none left
 
-static void on_fault(int signal, siginfo_t* info, void* context) {
-    if (!current) {                             // not the kernel's doing: whoever handled it before shall
-        for (int i = 0; i < 3; i++) sigaction(fault_signals[i], &earlier_actions[i], nullptr);
+inline void restore_signals() {
+    for (int i = 0; i < signal_count; i++) sigaction(signals[i], &earlier_actions[i], nullptr);
+}
+
+static void on_signal(int signal, siginfo_t* info, void* context) {
+    if (!current || !pthread_equal(pthread_self(), launching_thread)) {
+        restore_signals();                      // no kernel's doing: it is for whoever handled it before
+        if (signal == SIGINT) raise(signal);    // the others come again by themselves
         return;
     }
     [[maybe_unused]] auto* registers = &static_cast<ucontext_t*>(context)->uc_mcontext;
@@ -123,31 +133,33 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
 #elif defined(__aarch64__)
     fault_place = reinterpret_cast<void*>(registers->pc);
 #endif
+    if (signal == SIGINT) give_up("interrupted");
     if (signal == SIGFPE) give_up("integer division by zero");
     give_up("out of bounds: touched " + describe_address(static_cast<const char*>(info->si_addr)));
 }
 
-inline void catch_faults() {
-#if !defined(__SANITIZE_ADDRESS__)                              // AddressSanitizer reports faults itself
+inline void catch_signals() {
+    launching_thread = pthread_self();
+#if !defined(__SANITIZE_ADDRESS__)              // AddressSanitizer reports faults itself
     stack_t stack{};
     stack.ss_sp = handler_stack;
     stack.ss_size = sizeof handler_stack;
     sigaltstack(&stack, &earlier_stack);
     struct sigaction action {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // NODEFER: the handler is left by a switch of fibers
-    for (int i = 0; i < 3; i++) sigaction(fault_signals[i], &action, &earlier_actions[i]);
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // the handler ends in a switch of fibers
+    for (int i = 0; i < signal_count; i++) sigaction(signals[i], &action, &earlier_actions[i]);
 #endif
 }
 
-inline void leave_faults_alone() {
+inline void leave_signals_alone() {
 #if !defined(__SANITIZE_ADDRESS__)
-    for (int i = 0; i < 3; i++) sigaction(fault_signals[i], &earlier_actions[i], nullptr);
+    restore_signals();
     sigaltstack(&earlier_stack, nullptr);
 #endif
 }
 
-// -- checks that g++ compiles into the kernel --------------------------------------------------------------------
+// -- checks that g++ compiles into the kernel ---------------------------------------------------------------
 
 // The data that g++ passes to the handlers of -fsanitize; the layout is the same in clang.
 struct CheckedType {
@@ -169,7 +181,8 @@ struct CheckedAddress {
 }  // namespace cuda_cpu
 
 #if !CUDA_CPU_UBSAN  // with sanitize="undefined" the compiler's own library reports
-extern "C" [[noreturn]] void __ubsan_handle_out_of_bounds_abort(cuda_cpu::CheckedIndex* check, uintptr_t index) {
+extern "C" [[noreturn]] void __ubsan_handle_out_of_bounds_abort(cuda_cpu::CheckedIndex* check,
+                                                                uintptr_t index) {
     bool is_signed = check->index->information & 1;
     int bits = 1 << (check->index->information >> 1);
     long long value = static_cast<long long>(index);
@@ -181,8 +194,8 @@ extern "C" [[noreturn]] void __ubsan_handle_out_of_bounds_abort(cuda_cpu::Checke
 extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(cuda_cpu::CheckedAddress* check,
                                                                    uintptr_t address) {
     cuda_cpu::fail_at({check->file, static_cast<int>(check->line)},
-                      "misaligned address: %p is no multiple of the %d bytes of %s", reinterpret_cast<void*>(address),
-                      1 << check->log_alignment, check->type->name);
+                      "misaligned address: %p is no multiple of the %d bytes of %s",
+                      reinterpret_cast<void*>(address), 1 << check->log_alignment, check->type->name);
 }
 #endif
 

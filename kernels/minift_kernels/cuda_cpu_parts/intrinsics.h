@@ -1,7 +1,8 @@
 // The functions that CUDA C has built in and C++ has not.
 //
-// Plain expf, fmaxf, fmaf, erff, tanhf and so on are the C library's. The fast variants with two underscores are
-// less exact on a GPU (__expf: 2 units in the last place and more for large arguments); here they are exact.
+// Plain expf, fmaxf, fmaf, erff, tanhf and so on are the C library's. The fast variants with two underscores
+// are less exact on a GPU (__expf: 2 units in the last place and more for large arguments); here they are
+// exact.
 #pragma once
 
 namespace cuda_cpu {
@@ -17,7 +18,8 @@ To same_bits(From from) {
 template <class Integer>
 Integer saturate(float x) {
     constexpr int bits = 8 * sizeof(Integer) - std::is_signed<Integer>::value;
-    const Integer most = static_cast<Integer>(~Integer{0}) & static_cast<Integer>((1ull << (bits - 1)) * 2 - 1);
+    const Integer most =
+        static_cast<Integer>(~Integer{0}) & static_cast<Integer>((1ull << (bits - 1)) * 2 - 1);
     const Integer least = std::is_signed<Integer>::value ? static_cast<Integer>(-most - 1) : Integer{0};
     if (isnan(x)) return 0;
     if (x >= ldexpf(1, bits)) return most;

@@ -51,7 +51,8 @@ template <> struct TypeName<uint4> : TypeName<unsigned int> {};
 template <class T>
 constexpr Parameter describe() {
     using Target = std::remove_pointer_t<T>;
-    return {TypeName<std::remove_cv_t<Target>>::value, std::is_pointer<T>::value, std::is_const<Target>::value};
+    return {TypeName<std::remove_cv_t<Target>>::value, std::is_pointer<T>::value,
+            std::is_const<Target>::value};
 }
 
 template <auto kernel> struct Caller;

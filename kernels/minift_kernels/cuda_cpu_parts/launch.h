@@ -11,7 +11,7 @@ extern "C" __attribute__((visibility("hidden"))) char cuda_shared_begin[], cuda_
 
 namespace cuda_cpu {
 
-// -- memory ------------------------------------------------------------------------------------------------------
+// -- memory -------------------------------------------------------------------------------------------------
 
 /// One argument as Python passes it.
 struct Argument {
@@ -38,10 +38,12 @@ inline void fill_shared_memory() {
 inline void check_stray_writes() {
     for (const Guarded& array : arrays)
         if (const char* where = array.find_stray_write())
-            failure = place_of_execution() + ": out of bounds: one of its threads wrote " + array.describe(where);
+            failure =
+                place_of_execution() + ": out of bounds: one of its threads wrote " + array.describe(where);
 }
 
-/// Copies the arrays into guarded memory and points `arguments` there. The same array given twice is one array.
+/// Copies the arrays into guarded memory and points `arguments` there. The same array given twice is one
+/// array.
 inline std::vector<void*> place_arguments(Argument* given, int count, std::vector<char*>& addresses) {
     std::vector<void*> values(count);
     addresses.assign(count, nullptr);
@@ -63,7 +65,7 @@ inline std::vector<void*> place_arguments(Argument* given, int count, std::vecto
     return values;
 }
 
-// -- the grid ----------------------------------------------------------------------------------------------------
+// -- the grid -----------------------------------------------------------------------------------------------
 
 inline void run_grid() {
     size_t count = size_t{gridDim.x} * gridDim.y * gridDim.z;
@@ -120,22 +122,26 @@ __attribute__((visibility("default"))) const char* cuda_cpu_launch(
     arrays.push_back(shared);
     dynamic_shared = shared.data;
     for (int i = 0; i < thread_count; i++)
-        // A fiber that waits for its next thread is used again; one that a failure left in the middle starts anew.
-        if (!threads[i].fiber.started || threads[i].state != State::finished) threads[i].fiber.restart(thread_main);
+        // A fiber that waits for its next thread is used again; one that a failure left in the middle starts
+        // anew.
+        if (!threads[i].fiber.started || threads[i].state != State::finished)
+            threads[i].fiber.restart(thread_main);
 
-    catch_faults();
+    catch_signals();
     run_grid();
-    leave_faults_alone();
+    leave_signals_alone();
+    fflush(stdout);                             // what the kernel printed
 
     current = nullptr;
     for (int i = 0; i < argument_count; i++)
-        if (addresses[i] && given[i].is_written && given[i].bytes) memcpy(given[i].data, addresses[i], given[i].bytes);
+        if (addresses[i] && given[i].is_written && given[i].bytes)
+            memcpy(given[i].data, addresses[i], given[i].bytes);
     for (Guarded& array : arrays) array.release();
     arrays.clear();
     return failure.empty() ? nullptr : failure.c_str();
 }
 
-/// The instruction that touched a guard in the failed launch, counted from the library's beginning; 0 if none did.
+/// The instruction at which a signal ended the launch, counted from the library's beginning; 0 if none did.
 __attribute__((visibility("default"))) uintptr_t cuda_cpu_fault_offset() {
     Dl_info library;
     if (!cuda_cpu::fault_place || !dladdr(cuda_cpu::fault_place, &library)) return 0;

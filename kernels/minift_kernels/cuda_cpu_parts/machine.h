@@ -1,4 +1,4 @@
-// The machine as the words of CUDA C see it. runtime.cpp, compiled once and linked to every kernel, does the work.
+// The machine as the words of CUDA C see it. Behind it is runtime.cpp, compiled once and linked to every kernel.
 #pragma once
 
 #include <stddef.h>
@@ -23,14 +23,15 @@ constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LI
 
 extern int lane;                    // of the running thread, in its warp
 extern char* dynamic_shared;        // the block's dynamic shared memory
-extern void** arguments;            // of the launch: for each parameter of the kernel the address of its value
+extern void** arguments;            // of the launch: for each parameter the address of its value
 
 /// Waits at a barrier until all threads of the block stand there; the number of them that vote.
 int barrier(const char* operation, bool vote, Site site);
 
-/// Waits until all lanes of `mask` are at the same operation; `work` is then called once with the requests of all,
-/// null for a lane that takes no part, and leaves each lane's result in its request.
-void meet(const char* operation, unsigned int mask, void* request, void (*work)(void* const* requests), Site site);
+/// Waits until all lanes of `mask` are at the same operation; `work` is then called once with the requests of
+/// all, null for a lane that takes no part, and leaves each lane's result in its request.
+void meet(const char* operation, unsigned int mask, void* request, void (*work)(void* const* requests),
+          Site site);
 
 /// The lanes of the running thread's warp that have not returned from the kernel.
 unsigned int living_lanes();

@@ -1,8 +1,8 @@
 // In the place of NVIDIA's header of this name: nvcuda::wmma, matrix products by a whole warp.
 //
-// A fragment is a matrix of which every lane holds a part. Which part NVIDIA leaves open, so a kernel may touch
-// `fragment.x` only with operations that are the same for all elements; here element e of lane l is number
-// 32 e + l, counted row by row.
+// A fragment is a matrix of which every lane holds a part. Which part NVIDIA leaves open, so a kernel may
+// touch `fragment.x` only with operations that are the same for all elements; here element e of lane l is
+// number 32 e + l, counted row by row.
 #pragma once
 
 #include "cuda_bf16.h"
@@ -48,8 +48,8 @@ void fill_fragment(fragment<Use, M, N, K, T, Layout>& fragment, const Value& val
 template <class T>
 void check_matrix(const char* operation, const T* address, unsigned int stride, cuda_cpu::Site site) {
     if (reinterpret_cast<uintptr_t>(address) % 32 == 0 && stride * sizeof(T) % 16 == 0) return;
-    cuda_cpu::fail_at(site, "%s: address %p must be a multiple of 32 bytes, stride %u of %zu elements", operation,
-                      static_cast<const void*>(address), stride, 16 / sizeof(T));
+    cuda_cpu::fail_at(site, "%s: address %p must be a multiple of 32 bytes, stride %u of %zu elements",
+                      operation, static_cast<const void*>(address), stride, 16 / sizeof(T));
 }
 
 template <class Fragment, class T>
@@ -63,19 +63,19 @@ void load(Fragment& fragment, const T* address, unsigned int stride, bool by_row
 }
 
 template <class Use, int M, int N, int K, class T, class Layout, class Element>
-void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& fragment, const Element* address, unsigned int stride,
-                      cuda_cpu::Site site = cuda_cpu::here()) {
+void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& fragment, const Element* address,
+                      unsigned int stride, cuda_cpu::Site site = cuda_cpu::here()) {
     load(fragment, address, stride, std::is_same<Layout, row_major>::value, site);
 }
 template <int M, int N, int K, class T, class Element>
-void load_matrix_sync(fragment<accumulator, M, N, K, T>& fragment, const Element* address, unsigned int stride,
-                      layout_t layout, cuda_cpu::Site site = cuda_cpu::here()) {
+void load_matrix_sync(fragment<accumulator, M, N, K, T>& fragment, const Element* address,
+                      unsigned int stride, layout_t layout, cuda_cpu::Site site = cuda_cpu::here()) {
     load(fragment, address, stride, layout == mem_row_major, site);
 }
 
 template <int M, int N, int K, class T, class Element>
-void store_matrix_sync(Element* address, const fragment<accumulator, M, N, K, T>& fragment, unsigned int stride,
-                       layout_t layout, cuda_cpu::Site site = cuda_cpu::here()) {
+void store_matrix_sync(Element* address, const fragment<accumulator, M, N, K, T>& fragment,
+                       unsigned int stride, layout_t layout, cuda_cpu::Site site = cuda_cpu::here()) {
     check_matrix("wmma::store_matrix_sync", address, stride, site);
     cuda_cpu::meet("wmma::store_matrix_sync", 0xffffffff, nullptr, [](void* const*) {}, site);
     for (int e = 0; e < fragment.num_elements; e++) {

@@ -1,14 +1,16 @@
-// Floating-point numbers of 16 bits: what __half (cuda_fp16.h) and __nv_bfloat16 (cuda_bf16.h) have in common.
+// Floating-point numbers of 16 bits: what __half (cuda_fp16.h) and __nv_bfloat16 (cuda_bf16.h) have in
+// common.
 //
 //                 sign  exponent  mantissa     largest      from 1 to the next number
 //     float32      1       8        23         3.4e38          1.2e-7
 //     __half       1       5        10         65504           9.8e-4
 //     bfloat16     1       8         7         3.4e38          7.8e-3
 //
-// Arithmetic gives what rounding the exact result once gives (to the nearest, ties to even). It is done in float64,
-// whose own rounding cannot spoil that of + - * /: it has more than twice as many bits of mantissa, and two to spare
-// (Figueroa 1995, "When is double rounding innocuous?"). What float64 still drops of a fused multiply-add is kept in
-// its last bit ("round to odd": Boldo and Melquiond 2008), and so is what float32 drops on the way from 64 bits to 16.
+// Arithmetic gives what rounding the exact result once gives (to the nearest, ties to even). It is done in
+// float64, whose own rounding cannot spoil that of + - * /: it has more than twice as many bits of mantissa,
+// and two to spare (Figueroa 1995, "When is double rounding innocuous?"). What float64 still drops of a fused
+// multiply-add is kept in its last bit ("round to odd": Boldo and Melquiond 2008), and so is what float32
+// drops on the way from 64 bits to 16.
 #pragma once
 
 #include "intrinsics.h"
@@ -19,12 +21,13 @@ struct Binary16 {
     static unsigned short narrow(float x) {
         unsigned int bits = same_bits<unsigned int>(x), sign = bits >> 16 & 0x8000;
         bits &= 0x7fffffff;
-        if (bits > 0x7f800000) return 0x7fff;                       // NaN
-        if (bits >= 0x477ff000) return sign | 0x7c00;               // from 65520 on: infinity
-        if (bits < 0x38800000)                                      // below 2^-14 the step stays 2^-24, which is
-            return sign | (same_bits<unsigned int>(fabsf(x) + 0.5f) - 0x3f000000);  // also the step at 0.5
+        if (bits > 0x7f800000) return 0x7fff;          // NaN
+        if (bits >= 0x477ff000) return sign | 0x7c00;  // from 65520 on: infinity
+        // Below 2^-14 the step from one number to the next stays 2^-24, which is also float32's step at 0.5.
+        if (bits < 0x38800000) return sign | (same_bits<unsigned int>(fabsf(x) + 0.5f) - 0x3f000000);
+        // Exponents are counted from 127 in float32 and from 15 here.
         unsigned int odd = bits >> 13 & 1;
-        return sign | ((bits + 0xfff + odd - (112u << 23)) >> 13);  // exponents are counted from 127 and from 15
+        return sign | ((bits + 0xfff + odd - (112u << 23)) >> 13);
     }
     static float widen(unsigned short half) {
         unsigned int sign = (half & 0x8000u) << 16, exponent = half >> 10 & 0x1f, mantissa = half & 0x3ffu;
@@ -41,10 +44,13 @@ struct Brain16 {
         if (isnan(x)) return 0x7fff;
         return static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
-    static float widen(unsigned short brain) { return same_bits<float>(static_cast<unsigned int>(brain) << 16); }
+    static float widen(unsigned short brain) {
+        return same_bits<float>(static_cast<unsigned int>(brain) << 16);
+    }
 };
 
-/// Rounds to a float32 whose last bit says whether anything was lost, so that rounding once more cannot go wrong.
+/// Rounds to a float32 whose last bit says whether anything was lost, so that rounding once more cannot go
+/// wrong.
 inline float round_to_odd(double x) {
     float rounded = static_cast<float>(x);
     if (isnan(x) || isinf(rounded) || static_cast<double>(rounded) == x) return rounded;

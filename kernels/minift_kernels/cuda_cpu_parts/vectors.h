@@ -1,6 +1,7 @@
 // The vector types of CUDA: float4 and its like, with make_float4, and dim3.
 //
-// A float4 is aligned to 16 bytes, because a GPU loads one in a single instruction, from such an address only.
+// A float4 is aligned to 16 bytes, because a GPU loads one in a single instruction, from such an address
+// only.
 #pragma once
 
 #define CUDA_CPU_VECTORS(T, name)                                                                            \

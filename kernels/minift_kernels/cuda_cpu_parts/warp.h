@@ -1,8 +1,8 @@
 // A warp: 32 threads that exchange values without shared memory.
 //
-// Every warp operation is a meeting. A lane brings a request (its operands, and room for its result) and waits; the
-// lane that arrives last does the work for all of them. A shuffle, a vote and a tensor-core product differ only in
-// that work.
+// Every warp operation is a meeting. A lane brings a request (its operands, and room for its result) and
+// waits; the lane that arrives last does the work for all of them. A shuffle, a vote and a tensor-core
+// product differ only in that work.
 #pragma once
 
 #include "machine.h"
@@ -22,15 +22,17 @@ void exchange(void* const* requests) {
         if (!requests[lane]) continue;
         auto& mine = *static_cast<Shuffle<T>*>(requests[lane]);
         auto* theirs = static_cast<Shuffle<T>*>(requests[mine.source]);
+        // From a lane that takes no part a GPU gives anything; here it is NaN or -1, which shows.
         if (theirs) mine.result = theirs->value;
-        else memset(static_cast<void*>(&mine.result), 0xff, sizeof(T));  // undefined on a GPU; here NaN, or -1
+        else memset(static_cast<void*>(&mine.result), 0xff, sizeof(T));
     }
 }
 
 template <class T>
 T shuffle(const char* operation, unsigned int mask, T value, int source, Site site) {
-    static_assert(std::is_trivially_copyable<T>::value && (sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8),
-                  "a shuffle takes a number of 16, 32 or 64 bits");
+    static_assert(
+        std::is_trivially_copyable<T>::value && (sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8),
+        "a shuffle takes a number of 16, 32 or 64 bits");
     Shuffle<T> request{value, source, value};
     meet(operation, mask, &request, exchange<T>, site);
     return request.result;
@@ -65,7 +67,8 @@ inline void __syncwarp(unsigned int mask = 0xffffffff, cuda_cpu::Site site = cud
 }
 
 template <class T>
-T __shfl_sync(unsigned int mask, T value, int source, int width = 32, cuda_cpu::Site site = cuda_cpu::here()) {
+T __shfl_sync(unsigned int mask, T value, int source, int width = 32,
+              cuda_cpu::Site site = cuda_cpu::here()) {
     int chosen = cuda_cpu::first_of_group(width) + (source & (width - 1));
     return cuda_cpu::shuffle("__shfl_sync", mask, value, chosen, site);
 }
@@ -74,8 +77,8 @@ template <class T>
 T __shfl_up_sync(unsigned int mask, T value, unsigned int delta, int width = 32,
                  cuda_cpu::Site site = cuda_cpu::here()) {
     int self = cuda_cpu::lane, chosen = self - static_cast<int>(delta);
-    return cuda_cpu::shuffle("__shfl_up_sync", mask, value, chosen < cuda_cpu::first_of_group(width) ? self : chosen,
-                             site);
+    return cuda_cpu::shuffle("__shfl_up_sync", mask, value,
+                             chosen < cuda_cpu::first_of_group(width) ? self : chosen, site);
 }
 /// From the lane `delta` above; the highest lanes of a group keep their own value.
 template <class T>
@@ -103,7 +106,8 @@ inline int __any_sync(unsigned int mask, int predicate, cuda_cpu::Site site = cu
 inline int __all_sync(unsigned int mask, int predicate, cuda_cpu::Site site = cuda_cpu::here()) {
     return cuda_cpu::vote("__all_sync", mask, predicate == 0, site) == 0;
 }
-/// The lanes that have not returned. A GPU tells those that happen to run together, which no program may rely on.
+/// The lanes that have not returned. A GPU tells those that happen to run together, which no program may rely
+/// on.
 inline unsigned int __activemask() {
     return cuda_cpu::living_lanes();
 }

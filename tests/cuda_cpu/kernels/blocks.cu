@@ -45,8 +45,10 @@ extern "C" __global__ void reverse_warps(const int* x, int* y) {
     y[threadIdx.x] = values[warp + 31 - lane];
 }
 
-// Each block adds up its 32 numbers; the block that is the last to say so in global memory adds up the blocks' sums.
-extern "C" __global__ void sum_by_last_block(const float* x, float* of_block, unsigned int* arrived, float* total) {
+// Each block adds up its 32 numbers; the block that is the last to say so in global memory adds up the
+// blocks' sums.
+extern "C" __global__ void sum_by_last_block(const float* x, float* of_block, unsigned int* arrived,
+                                             float* total) {
     __shared__ bool is_last;
     float sum = x[blockIdx.x * blockDim.x + threadIdx.x];
     for (int step = 16; step > 0; step /= 2) sum += __shfl_down_sync(0xffffffff, sum, step);
@@ -67,7 +69,8 @@ extern "C" __global__ void sum_by_last_block(const float* x, float* of_block, un
 // Votes: how many threads hold a positive number, whether any, whether all; and each warp's ballot.
 extern "C" __global__ void votes(const float* x, int* answers, unsigned int* ballots) {
     bool positive = x[threadIdx.x] > 0.0f;
-    int count = __syncthreads_count(positive), any = __syncthreads_or(positive), all = __syncthreads_and(positive);
+    int count = __syncthreads_count(positive), any = __syncthreads_or(positive),
+        all = __syncthreads_and(positive);
     unsigned int ballot = __ballot_sync(0xffffffff, positive);
     if (threadIdx.x == 0) {
         answers[0] = count;

@@ -71,3 +71,7 @@ extern "C" __global__ void stack_overflow(int* x, int n) { x[threadIdx.x] = deep
 
 extern "C" __global__ void divide(int* x, int by) { x[threadIdx.x] /= by; }
 extern "C" __global__ void overflow(int* x, int by) { x[threadIdx.x] += by; }
+
+extern "C" __global__ void hang(volatile int* flag) {
+    while (*flag == 0) {}
+}

@@ -1,4 +1,5 @@
-// Matrix products c (M, N) = a (M, K) b (K, N), row by row in memory, in the ways that use a part of the machine each.
+// Matrix products c (M, N) = a (M, K) b (K, N), row by row in memory, in the ways that use a part of the
+// machine each.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <mma.h>
@@ -36,11 +37,12 @@ __device__ void wmma_16_bit(const T* a, const T* b, float* c, int N, int K) {
         wmma::load_matrix_sync(tile_b, b + k * N + column, N);
         wmma::mma_sync(sum, tile_a, tile_b, sum);
     }
-    for (int i = 0; i < sum.num_elements; i++) sum.x[i] *= 2.0f;  // what is the same for all elements may be done here
+    for (int i = 0; i < sum.num_elements; i++) sum.x[i] *= 2.0f;  // the same for all elements
     wmma::store_matrix_sync(c + row * N + column, sum, N, wmma::mem_row_major);
 }
 
-extern "C" __global__ void matmul_wmma_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int N, int K) {
+extern "C" __global__ void matmul_wmma_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int N,
+                                            int K) {
     wmma_16_bit(a, b, c, N, K);
 }
 extern "C" __global__ void matmul_wmma_f16(const __half* a, const __half* b, float* c, int N, int K) {
@@ -64,8 +66,10 @@ extern "C" __global__ void matmul_wmma_tf32(const float* a, const float* b, floa
     wmma::store_matrix_sync(c + column * M + row, sum, M, wmma::mem_col_major);
 }
 
-// mma.sync with ldmatrix and cp.async: two warps compute 16 x 16; while they multiply one tile the next is copied.
-extern "C" __global__ void matmul_mma_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int N, int K) {
+// mma.sync with ldmatrix and cp.async: two warps compute 16 x 16; while they multiply one tile the next is
+// copied.
+extern "C" __global__ void matmul_mma_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int N,
+                                           int K) {
     __shared__ __align__(16) __nv_bfloat16 tile_a[2][16][16], tile_b[2][16][16];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.y * 16, column = blockIdx.x * 16;
     auto fetch = [&](int k, int stage) {  // one warp fetches a, the other b; each lane copies 8 numbers

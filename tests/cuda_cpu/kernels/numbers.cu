@@ -32,12 +32,13 @@ __device__ void arithmetic(const T* a, const T* b, const T* c, T* results, int n
     results[4 * n + i] = __hfma(a[i], b[i], c[i]);
 }
 
-extern "C" __global__ void arithmetic_half(const __half* a, const __half* b, const __half* c, __half* results, int n) {
+extern "C" __global__ void arithmetic_half(const __half* a, const __half* b, const __half* c, __half* results,
+                                           int n) {
     arithmetic(a, b, c, results, n);
 }
 
-extern "C" __global__ void arithmetic_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, const __nv_bfloat16* c,
-                                               __nv_bfloat16* results, int n) {
+extern "C" __global__ void arithmetic_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b,
+                                               const __nv_bfloat16* c, __nv_bfloat16* results, int n) {
     arithmetic(a, b, c, results, n);
 }
 

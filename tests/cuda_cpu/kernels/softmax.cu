@@ -28,7 +28,8 @@ __device__ float over_block(bool add, float value) {
     return value;
 }
 
-// Shuffles: a warp reduces in registers, shared memory carries one number a warp. blockDim.x / 32 is a power of two.
+// Shuffles: a warp reduces in registers, shared memory carries one number a warp. blockDim.x / 32 is a power
+// of two.
 extern "C" __global__ void softmax_shuffle(const float* x, float* y, int C) {
     const float* row = x + blockIdx.x * C;
     float largest = -__int_as_float(0x7f800000), total = 0.0f;
