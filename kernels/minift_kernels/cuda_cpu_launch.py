@@ -24,8 +24,8 @@ import numpy as np
 ORDERS = ("ascending", "descending", "random")
 """The orders in which threads, warps and blocks can run; the index is the value of `enum class Order`."""
 
-MOST_THREADS = 1024
-"""Of a block, on every GPU."""
+LARGEST_GRID, LARGEST_BLOCK, MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
+"""What every GPU of today launches: blocks and threads along x, y and z, and threads of a block in all."""
 
 MOST_SHARED_BYTES = 227 * 1024
 """Dynamic shared memory of a block on sm_90 (163 KiB on sm_80)."""
@@ -131,7 +131,8 @@ class Kernel:
         """
         order, seed = _order.get() if order is None else (order, seed)
         _check_order(order)
-        grid, block = _three_numbers("grid", grid), _three_numbers("block", block)
+        grid = _three_numbers("grid", grid, LARGEST_GRID)
+        block = _three_numbers("block", block, LARGEST_BLOCK)
         if np.prod(block) > MOST_THREADS:
             raise ValueError(
                 f"{self.name}: a block has at most {MOST_THREADS} threads, this one has {np.prod(block)}"
@@ -148,40 +149,42 @@ class Kernel:
         library = _open(self.library)
         table = (_KernelEntry * len(self.kernels)).in_dll(library, "cuda_cpu_kernels")
         entry = table[self.kernels.index(self.name)]
-        values = [np.array(argument) if isinstance(argument, np.generic) else argument for argument in args]
-        given = self._marshal(values, entry)
+        given, scalars = self._marshal(args, entry)
         with _one_launch_at_a_time:
             failure = library.cuda_cpu_launch(
                 ctypes.byref(entry), (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
-                given, ctypes.c_int(len(values)), ctypes.c_size_t(shared_mem),
+                given, ctypes.c_int(len(args)), ctypes.c_size_t(shared_mem),
                 ctypes.c_int(ORDERS.index(order)), ctypes.c_uint64(seed),
             )  # fmt: skip
+            del scalars
             if failure is not None:
                 message = failure.decode() + self._line_of(library.cuda_cpu_fault_offset())
                 raise (KeyboardInterrupt if failure.endswith(b": interrupted") else KernelError)(message)
 
-    def _marshal(self, values: list, entry: _KernelEntry) -> ctypes.Array:
+    def _marshal(self, args, entry: _KernelEntry) -> tuple[ctypes.Array, list[np.ndarray]]:
         """The arguments as launch.h wants them, each checked against the kernel's parameter.
 
-        The result holds addresses only: `values` must live as long. A scalar is an array of no dimensions.
+        They are addresses: of the arrays, and of the scalars' values, which live in the second list.
         """
         names = self.parameter_names
-        if len(values) != len(names):
-            raise TypeError(
-                f"{self.name} takes {len(names)} arguments ({', '.join(names)}), got {len(values)}"
-            )
-        _refuse_overlap(self.name, values)
-        given = (_Argument * len(values))()
-        for i, (value, name) in enumerate(zip(values, names, strict=True)):
+        if len(args) != len(names):
+            raise TypeError(f"{self.name} takes {len(names)} arguments ({', '.join(names)}), got {len(args)}")
+        _refuse_overlap(self.name, args)
+        given, scalars = (_Argument * len(args))(), []
+        for i, (argument, name) in enumerate(zip(args, names, strict=True)):
             parameter, slot = entry.parameters[i], given[i]
-            _check_argument(f"{self.name}: argument {name}", value, parameter)
+            _check_argument(f"{self.name}: argument {name}", argument, parameter)
             slot.name = name.encode()
             slot.is_written = not parameter.is_const
-            slot.item_bytes = 1 if parameter.is_pointer else 0
-            if value is not None:
-                slot.data, slot.bytes = value.ctypes.data, value.nbytes
-                slot.item_bytes *= value.itemsize
-        return given
+            slot.item_bytes = argument.itemsize if parameter.is_pointer and argument is not None else 0
+            if isinstance(argument, np.generic):
+                scalars.append(np.array(argument))
+                argument = scalars[-1]
+            if argument is None:  # the null pointer is a value like a scalar's
+                scalars.append(np.zeros(1, np.uintp))
+                argument = scalars[-1]
+            slot.data, slot.bytes = argument.ctypes.data, argument.nbytes
+        return given, scalars
 
     def _line_of(self, offset: int) -> str:
         """The line of the instruction at `offset` in the library, in brackets; empty where unknown."""
@@ -211,33 +214,35 @@ class Kernel:
                     argument[...] = after
 
 
-def _three_numbers(what: str, size: Sequence[int]) -> tuple[int, int, int]:
-    if not 1 <= len(size) <= 3 or min(size) < 1:
-        raise ValueError(f"{what} must be one to three positive numbers, not {tuple(size)}")
+def _three_numbers(what: str, size: Sequence[int], most: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not 1 <= len(size) <= 3 or min(size) < 1 or any(n > m for n, m in zip(size, most, strict=False)):
+        raise ValueError(f"{what} must be one to three numbers from 1 to {most}, not {tuple(size)}")
     x, y, z = (*size, 1, 1)[:3]
     return int(x), int(y), int(z)
 
 
-def _check_argument(where: str, value, parameter: _Parameter) -> None:
+def _check_argument(where: str, argument, parameter: _Parameter) -> None:
     wanted = parameter.type.decode()
-    found = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
+    is_numpy = isinstance(argument, (np.ndarray, np.generic))
+    found = argument.dtype.name if is_numpy else type(argument).__name__
+    kind = "a scalar " if isinstance(argument, np.generic) else ""
     if not parameter.is_pointer:
-        if found != wanted or value.ndim > 0:
+        if not isinstance(argument, np.generic) or found != wanted:
             raise TypeError(f"{where} must be a NumPy scalar {wanted}, not {found}")
         return
-    if value is None:  # a null pointer
+    if argument is None:  # a null pointer
         return
-    if not isinstance(value, np.ndarray) or found != wanted not in ("void", "struct"):
-        raise TypeError(f"{where} must be an array of {wanted}, not {found}")
-    if not value.flags.c_contiguous:
+    if not isinstance(argument, np.ndarray) or wanted not in (found, "void", "struct"):
+        raise TypeError(f"{where} must be an array of {wanted}, not {kind}{found}")
+    if not argument.flags.c_contiguous:
         raise ValueError(f"{where} must be contiguous")
-    if not parameter.is_const and not value.flags.writeable:
+    if not parameter.is_const and not argument.flags.writeable:
         raise ValueError(f"{where} is written by the kernel, and the array is read-only")
 
 
-def _refuse_overlap(kernel: str, values: list) -> None:
+def _refuse_overlap(kernel: str, args) -> None:
     """Each array is copied into memory of its own: the same may come twice, a part of another may not."""
-    arrays = [value for value in values if isinstance(value, np.ndarray) and value.size]
+    arrays = [argument for argument in args if isinstance(argument, np.ndarray) and argument.size]
     for i, a in enumerate(arrays):
         for b in arrays[:i]:
             if np.may_share_memory(a, b) and (a.ctypes.data, a.nbytes) != (b.ctypes.data, b.nbytes):

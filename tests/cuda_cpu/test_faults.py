@@ -127,6 +127,22 @@ def test_division_by_zero():
     assert "integer division by zero" in report_of("divide", (np.ones(32, np.int32), np.int32(0)))
 
 
+def test_assertion_and_trap():
+    code = """
+        #include <assert.h>
+        extern "C" __global__ void assertion(int* x) { assert(x[threadIdx.x] < 7); }
+        extern "C" __global__ void trap(int* x) { if (x[threadIdx.x] == 7) __trap(); }
+    """
+    module = Module(KERNELS / "faults.cu", code=code)
+    x = np.arange(10, dtype=np.int32)
+    with pytest.raises(
+        KernelError, match=r"thread \(7, 0, 0\): faults.cu:3: assertion failed: x\[threadIdx.x\] < 7"
+    ):
+        launch(module.get_function("assertion"), (1,), (10,), (x,))
+    with pytest.raises(KernelError, match=r"thread \(7, 0, 0\): __trap\(\) was called"):
+        launch(module.get_function("trap"), (1,), (10,), (x,))
+
+
 def test_an_interrupt_ends_a_kernel_that_hangs():
     main = threading.get_ident()
     timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
@@ -152,9 +168,11 @@ def test_arguments_are_checked():
     for arguments, error in [
         ((x,), "write_at takes 2 arguments (x, i), got 1"),
         ((x, 0), "argument i must be a NumPy scalar int32, not int"),
+        ((x, True), "argument i must be a NumPy scalar int32, not bool"),
+        ((np.float32(0), i), "argument x must be an array of float32, not a scalar float32"),
         ((x, np.float32(0)), "argument i must be a NumPy scalar int32, not float32"),
         ((x.astype(np.float64), i), "argument x must be an array of float32, not float64"),
-        ((i, i), "argument x must be an array of float32, not int32"),
+        ((i, i), "argument x must be an array of float32, not a scalar int32"),
         ((x[::2], i), "argument x must be contiguous"),
         ((read_only, i), "argument x is written by the kernel, and the array is read-only"),
     ]:
@@ -165,8 +183,9 @@ def test_arguments_are_checked():
         launch(faults().get_function("read_at"), (1,), (1,), (x[:3], x[1:], i))
     with pytest.raises(ValueError, match="at most 1024 threads, this one has 2048"):
         launch(kernel, (1,), (64, 32), (x, i))
-    with pytest.raises(ValueError, match="grid must be one to three positive numbers"):
-        launch(kernel, (0,), (1,), (x, i))
+    for grid in [(0,), (1, 65536), ()]:
+        with pytest.raises(ValueError, match="grid must be one to three numbers from 1 to"):
+            launch(kernel, grid, (1,), (x, i))
     with pytest.raises(ValueError, match="no execution order 'backwards'"), execution_order("backwards"):
         pass
 

@@ -71,3 +71,22 @@ def test_with_its_barriers_numbered_and_none_left_out_it_is_right(file):
     launch(module.get_function("leave_out"), (1,), (1,), (np.int32(-1),))
     for case in CASES[file]:
         case(module)
+
+
+def test_an_array_given_twice_is_one_array():
+    x = np.arange(8, dtype=np.float32)
+    launch(module_of("blocks.cu").get_function("scale"), (1,), (32,), (x, x, np.float32(3), np.int32(8)))
+    np.testing.assert_array_equal(x, 3 * np.arange(8))
+
+
+def test_a_kernel_of_cupy_is_launched_in_its_own_way():
+    class CupyKernel:
+        max_dynamic_shared_size_bytes = 48 * 1024
+
+        def __call__(self, *arguments, **keywords):
+            self.launched = arguments, keywords
+
+    kernel = CupyKernel()
+    launch(kernel, [2, 3], [32], [1.0], shared_bytes=100_000)
+    assert kernel.launched == (((2, 3), (32,), (1.0,)), {"shared_mem": 100_000})
+    assert kernel.max_dynamic_shared_size_bytes == 100_000

@@ -35,6 +35,8 @@ def test_silent_on_right_kernels(file, case, sanitize, order):
         ("address", "write_at", (np.zeros(3, np.float32), np.int32(3)), "WRITE"),
         ("address", "shared_pointer", (np.zeros(32, np.float32), np.int32(32)), "global-buffer-overflow"),
         ("address", "shared_pointer", (np.zeros(32, np.float32), np.int32(-1)), "global-buffer-overflow"),
+        ("address", "local_pointer", (np.zeros(32, np.float32), np.int32(32)), "stack-buffer-"),
+        ("address", "local_pointer", (np.zeros(32, np.float32), np.int32(-1)), "stack-buffer-"),
         ("undefined", "overflow", (np.full(32, 2**31 - 1, np.int32), np.int32(1)), "signed integer overflow"),
         ("undefined", "shared_index", (np.zeros(32, np.float32), np.int32(32)), "index 32 out of bounds"),
     ],

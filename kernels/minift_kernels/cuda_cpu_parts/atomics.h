@@ -6,6 +6,8 @@
 // out.
 #pragma once
 
+#include <string.h>
+
 #include "machine.h"
 
 namespace cuda_cpu {

@@ -5,6 +5,13 @@
 // exact.
 #pragma once
 
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <type_traits>
+
 namespace cuda_cpu {
 template <class To, class From>
 To same_bits(From from) {

@@ -42,8 +42,7 @@ inline void check_stray_writes() {
                 place_of_execution() + ": out of bounds: one of its threads wrote " + array.describe(where);
 }
 
-/// Copies the arrays into guarded memory and points `arguments` there. The same array given twice is one
-/// array.
+/// Copies the arrays into guarded memory and points `arguments` there. An array given twice is one array.
 inline std::vector<void*> place_arguments(Argument* given, int count, std::vector<char*>& addresses) {
     std::vector<void*> values(count);
     addresses.assign(count, nullptr);
@@ -122,8 +121,7 @@ __attribute__((visibility("default"))) const char* cuda_cpu_launch(
     arrays.push_back(shared);
     dynamic_shared = shared.data;
     for (int i = 0; i < thread_count; i++)
-        // A fiber that waits for its next thread is used again; one that a failure left in the middle starts
-        // anew.
+        // A fiber that has ended its thread takes the next; one that a failure cut short starts anew.
         if (!threads[i].fiber.started || threads[i].state != State::finished)
             threads[i].fiber.restart(thread_main);
 
@@ -143,8 +141,10 @@ __attribute__((visibility("default"))) const char* cuda_cpu_launch(
 
 /// The instruction at which a signal ended the launch, counted from the library's beginning; 0 if none did.
 __attribute__((visibility("default"))) uintptr_t cuda_cpu_fault_offset() {
-    Dl_info library;
-    if (!cuda_cpu::fault_place || !dladdr(cuda_cpu::fault_place, &library)) return 0;
-    return static_cast<char*>(cuda_cpu::fault_place) - static_cast<char*>(library.dli_fbase);
+    Dl_info there, here;
+    if (!cuda_cpu::fault_place || !dladdr(cuda_cpu::fault_place, &there)) return 0;
+    // The fault may have been in a function of another library, which the kernel called.
+    if (!dladdr(&cuda_cpu::fault_place, &here) || there.dli_fbase != here.dli_fbase) return 0;
+    return static_cast<char*>(cuda_cpu::fault_place) - static_cast<char*>(here.dli_fbase);
 }
 }

@@ -1,4 +1,4 @@
-// The machine as the words of CUDA C see it. Behind it is runtime.cpp, compiled once and linked to every kernel.
+// The machine as the words of CUDA C see it. Behind it is runtime.cpp, compiled once, linked to every kernel.
 #pragma once
 
 #include <stddef.h>

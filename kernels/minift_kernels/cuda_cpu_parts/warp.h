@@ -5,6 +5,10 @@
 // product differ only in that work.
 #pragma once
 
+#include <string.h>
+
+#include <type_traits>
+
 #include "machine.h"
 
 namespace cuda_cpu {

@@ -50,6 +50,14 @@ extern "C" __global__ void shared_pointer(float* x, int i) {
     if (threadIdx.x == 5) x[0] = start[i];
 }
 
+extern "C" __global__ void local_pointer(float* x, int i) {
+    float values[32] = {};
+    float* volatile start = values;
+    __syncthreads();
+    if (threadIdx.x == 5) start[i] = 1.0f;
+    x[threadIdx.x] = start[threadIdx.x];
+}
+
 extern "C" __global__ void unwritten_shared(float* x) {
     __shared__ float values[32];
     if (threadIdx.x > 0) values[threadIdx.x] = 1.0f;
