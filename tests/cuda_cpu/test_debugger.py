@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import KERNELS
+from cuda_cases import KERNELS
 
 pytestmark = [
     pytest.mark.slow,
@@ -17,11 +17,11 @@ pytestmark = [
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import cases
+import cuda_cases
 from minift_kernels.cuda_cpu import Module
-code = (cases.KERNELS / "softmax.cu").read_text() + "\\n"
-cases.softmax_shuffle(Module(cases.KERNELS / "softmax.cu", code=code))  # another library with the same names
-cases.softmax_shuffle(Module(cases.KERNELS / "softmax.cu"))
+code = (cuda_cases.KERNELS / "softmax.cu").read_text() + "\\n"
+cuda_cases.softmax_shuffle(Module(cuda_cases.KERNELS / "softmax.cu", code=code))  # another library with the same names
+cuda_cases.softmax_shuffle(Module(cuda_cases.KERNELS / "softmax.cu"))
 """
 
 

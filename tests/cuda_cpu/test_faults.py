@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from cases import KERNELS
+from cuda_cases import KERNELS
 from minift_kernels.cuda_cpu import ORDERS, BuildError, KernelError, Module, execution_order, launch
 
 

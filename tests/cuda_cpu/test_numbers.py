@@ -6,7 +6,7 @@ from functools import cache
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import KERNELS, round_to_tf32
+from cuda_cases import KERNELS, round_to_tf32
 from minift_kernels.cuda_cpu import Module, launch
 
 

@@ -1,7 +1,7 @@
 """The kernels that run on the CPU are CUDA C: NVIDIA's compiler takes them too."""
 
 import pytest
-from cases import KERNELS
+from cuda_cases import KERNELS
 from minift_kernels.nvrtc import nvrtc_compile, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from cases import CASES, INSTANTIATIONS, KERNELS
+from cuda_cases import CASES, INSTANTIATIONS, KERNELS
 from minift_kernels.cuda_cpu import KernelError, Module, execution_order, launch
 
 ALL_CASES = [(file, case) for file, cases in CASES.items() for case in cases]
