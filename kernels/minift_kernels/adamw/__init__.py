@@ -1,0 +1,54 @@
+"""AdamW: Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019), as in PyTorch.
+
+    m = beta1 m + (1 - beta1) g            v = beta2 v + (1 - beta2) g^2
+    w = w - lr weight_decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
+
+    reference   a dozen passes over each array
+    numba_cpu   one pass over memory, one launch for all arrays
+
+Parameters and moments change in place, gradients never.
+"""
+
+from minift_kernels.adamw import numba_cpu, reference
+from minift_kernels.arrays import check_shape
+from minift_kernels.ladder import Ladder
+
+ladder = Ladder("adamw", {"reference": reference, "numba_cpu": numba_cpu})
+
+
+def step(
+    parameters: list,
+    gradients: list,
+    first_moments: list,
+    second_moments: list,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    gradient_scale: float = 1.0,
+) -> None:
+    """One update of the arrays of one parameter group. The four lists run in parallel; `step` counts from 1.
+
+    `gradient_scale` multiplies every gradient as it is read, which is how clipping costs no pass of its own.
+    """
+    if not parameters:
+        return
+    for name, arrays in (("a gradient", gradients), ("m", first_moments), ("v", second_moments)):
+        for parameter, array in zip(parameters, arrays, strict=True):
+            check_shape("adamw", name, array, parameter.shape)
+    ladder.rung(parameters[0]).step(
+        parameters,
+        gradients,
+        first_moments,
+        second_moments,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        step=step,
+        gradient_scale=gradient_scale,
+    )

@@ -1,0 +1,24 @@
+"""GELU in its exact form: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel 2016).
+
+    reference   the formula, erf from the standard library element by element
+    numba_cpu   one pass over memory, erf and exp as vector instructions
+
+Shapes: any; elements are independent.
+"""
+
+from minift_kernels.arrays import check_shape
+from minift_kernels.gelu import numba_cpu, reference
+from minift_kernels.ladder import Ladder
+
+ladder = Ladder("gelu", {"reference": reference, "numba_cpu": numba_cpu})
+
+
+def forward(x):
+    """y from x, of the same shape."""
+    return ladder.rung(x).forward(x)
+
+
+def backward(dy, x):
+    """dx = dy (Phi(x) + x phi(x)), phi the normal density; from forward's input x."""
+    check_shape("gelu", "dy", dy, x.shape)
+    return ladder.rung(dy).backward(dy, x)

@@ -1,0 +1,33 @@
+"""Matrix product with a bias: c = a b + bias.
+
+    reference   the array library's own product, then one more pass over c for the bias
+    numba_cpu   blocks shared among the threads, BLAS on each, the bias added in cache
+
+Shapes: a (M, K), b (K, N), c (M, N). Either factor may be a transposed view (`w.T`): no rung copies it.
+
+There is no backward of its own, since the gradients are products themselves:
+
+    da = dc b^T       forward(dc, b.T)
+    db = a^T dc       forward(a.T, dc)
+    dbias = sum of the rows of dc       sum_rows(dc)
+"""
+
+from minift_kernels.arrays import check_shape
+from minift_kernels.ladder import Ladder
+from minift_kernels.matmul import numba_cpu, reference
+
+ladder = Ladder("matmul", {"reference": reference, "numba_cpu": numba_cpu})
+
+
+def forward(a, b, bias=None):
+    """c (M, N) from a (M, K), b (K, N) and, where given, bias (N,), added to every row."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"matmul: a {a.shape} and b {b.shape} do not fit")
+    if bias is not None:
+        check_shape("matmul", "bias", bias, b.shape[1:])
+    return ladder.rung(a).forward(a, b, bias)
+
+
+def sum_rows(x):
+    """(C,) from x (R, C): the gradient of a bias that was added to every row."""
+    return ladder.rung(x).sum_rows(x)

@@ -1,0 +1,58 @@
+"""minift: fine-tune pre-trained transformers on an autograd engine that a reader can hold in the head.
+
+    model = minift.load("minilm", task="text-classification", labels=["negative", "positive"])
+
+CONTRIBUTING.md lists the files in reading order.
+"""
+
+from minift_kernels import use_kernels
+
+from minift.bert import Bert, BertConfig
+from minift.data import Batch, Dataset, batches
+from minift.errors import InputError
+from minift.evaluate import evaluate
+from minift.heads import Prediction, TextClassification
+from minift.history import detect_anomaly, no_grad
+from minift.load import load
+from minift.losses import cross_entropy, mse_loss
+from minift.optim import (
+    AdamW,
+    clip_grad_norm_,
+    constant_schedule,
+    cosine_schedule,
+    decay_groups,
+    linear_schedule,
+)
+from minift.random import manual_seed
+from minift.tensor import Tensor
+from minift.train import TrainingConfig, finetune
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdamW",
+    "Batch",
+    "Bert",
+    "BertConfig",
+    "Dataset",
+    "InputError",
+    "Prediction",
+    "Tensor",
+    "TextClassification",
+    "TrainingConfig",
+    "batches",
+    "clip_grad_norm_",
+    "constant_schedule",
+    "cosine_schedule",
+    "cross_entropy",
+    "decay_groups",
+    "detect_anomaly",
+    "evaluate",
+    "finetune",
+    "linear_schedule",
+    "load",
+    "manual_seed",
+    "mse_loss",
+    "no_grad",
+    "use_kernels",
+]

@@ -1,0 +1,251 @@
+"""BERT, read from the bottom up (Devlin et al. 2019; the encoder of Vaswani et al. 2017, section 3).
+
+Attribute paths are the keys of a Hugging Face checkpoint, odd ones included: `attention.self` is the attention
+proper (query, key, value), `attention.output` the linear layer after it, `intermediate` and `output` the two layers of
+the feed-forward network. Texts are packed: every layer but attention sees a plain (T, H) matrix.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from minift import ops, random
+from minift.data import Batch
+from minift.errors import InputError
+from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
+from minift.tensor import Tensor
+
+ACTIVATIONS = {"gelu": ops.gelu, "relu": ops.relu}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT, under the names of its config.json; the defaults are bert-base-uncased."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    """H, the width of every token's vector."""
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    """N; each head works on H / N of the vector."""
+    intermediate_size: int = 3072
+    """F, the width inside the feed-forward network."""
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    """The longest text in tokens."""
+    type_vocab_size: int = 2
+    """Token types: 0 for the first text of a pair, 1 for the second."""
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """The standard deviation of new weights."""
+    classifier_dropout: float | None = None
+    """Dropout before the classifier; None means hidden_dropout_prob."""
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_dict(cls, config: dict, source: str) -> "BertConfig":
+        """The known fields of a config.json that was read from `source`.
+
+        Raises InputError for another kind of model, or a BERT with a part that minift does not have.
+        """
+        model_type = config.get("model_type")
+        if model_type != "bert":
+            raise InputError(f"{source}: model_type is {model_type!r}, expected 'bert'")
+        if config.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError(f"{source}: position_embedding_type is not 'absolute', which alone is supported")
+        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        for name, value in known.items():
+            expected = {int: int, float: (int, float), str: str}.get(
+                cls.__annotations__[name], (int, float, type(None))
+            )
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise InputError(f"{source}: {name} is {value!r}, expected {cls.__annotations__[name]}")
+        made = cls(**known)
+        if made.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"{source}: hidden_act is {made.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if made.hidden_size % made.num_attention_heads:
+            raise InputError(
+                f"{source}: hidden_size {made.hidden_size} is no multiple of "
+                f"num_attention_heads {made.num_attention_heads}"
+            )
+        return made
+
+
+class BertEmbeddings(Module):
+    """What a token is, where it stands, and which text of a pair it belongs to: three vectors, added."""
+
+    def __init__(self, config: BertConfig):
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, batch: Batch) -> Tensor:
+        words = self.word_embeddings(batch.ids)  # (T, H)
+        positions = self.position_embeddings(batch.positions)
+        types = self.token_type_embeddings(batch.token_types)
+        return self.dropout(self.LayerNorm(words + types, positions))
+
+
+class BertSelfAttention(Module):
+    """Each token gathers from the tokens of its text, as much as its query fits their keys, their values."""
+
+    def __init__(self, config: BertConfig):
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
+        dropping = self.training and self.dropout > 0
+        return ops.attention(
+            self.query(x),
+            self.key(x),
+            self.value(x),
+            segments,
+            segments,
+            heads=self.heads,
+            dropout=self.dropout if dropping else 0.0,
+            key=random.default_generator.next_key() if dropping else (0, 0),
+        )
+
+
+class BertSelfOutput(Module):
+    """Mixes the heads, then adds what went into the attention, and normalises."""
+
+    def __init__(self, config: BertConfig):
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)), residual)
+
+
+class BertAttention(Module):
+    """Attention and the layer after it."""
+
+    def __init__(self, config: BertConfig):
+        self.self = BertSelfAttention(config)
+        self.output = BertSelfOutput(config)
+
+    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
+        return self.output(self.self(x, segments), x)
+
+
+class BertIntermediate(Module):
+    """The feed-forward network's first half: H to F, then the activation."""
+
+    def __init__(self, config: BertConfig):
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.dense(x))  # (T, F)
+
+
+class BertOutput(Module):
+    """The feed-forward network's second half: F to H, then adds what went into the first half, and normalises."""
+
+    def __init__(self, config: BertConfig):
+        self.dense = Linear(config.intermediate_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)), residual)
+
+
+class BertLayer(Module):
+    """Tokens look at each other (attention), then each thinks for itself (feed-forward network)."""
+
+    def __init__(self, config: BertConfig):
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+
+    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
+        attended = self.attention(x, segments)
+        return self.output(self.intermediate(attended), attended)
+
+
+class BertEncoder(Module):
+    """The layers, one after the other."""
+
+    def __init__(self, config: BertConfig):
+        self.layer = ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
+        for layer in self.layer:
+            x = layer(x, segments)
+        return x
+
+
+class BertPooler(Module):
+    """One vector per text, from its first token, [CLS]."""
+
+    def __init__(self, config: BertConfig):
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        first = x[batch.offsets[:-1]]  # (B, H)
+        return self.dense(first).tanh()
+
+
+class Bert(Module):
+    """The encoder with its embeddings and pooler, under the names of transformers' BertModel."""
+
+    def __init__(self, config: BertConfig):
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """One vector for every token: (T, H)."""
+        return self.encoder(self.embeddings(batch), batch.segments)
+
+    def freeze(self, layers: int) -> None:
+        """Freeze the embeddings and the lowest `layers` layers. Raises InputError where there are fewer layers."""
+        total = len(self.encoder.layer)
+        if not 0 <= layers <= total:
+            raise InputError(f"cannot freeze {layers} layers: the model has {total}")
+        if layers == 0:
+            return
+        self.embeddings.requires_grad_(False)
+        for layer in self.encoder.layer[:layers]:
+            layer.requires_grad_(False)
+
+
+def initialize(parameters: dict[str, Tensor], standard_deviation: float) -> None:
+    """New values for the named parameters, as transformers draws them: weights normal, biases 0, LayerNorm 1 and 0."""
+    generator = random.default_generator.numpy()
+    for name, parameter in parameters.items():
+        if name.endswith("bias"):
+            parameter.data = np.zeros_like(parameter.data)
+        elif name.endswith("LayerNorm.weight"):
+            parameter.data = np.ones_like(parameter.data)
+        else:
+            values = generator.standard_normal(parameter.shape, dtype=np.float32) * standard_deviation
+            parameter.data = values.astype(parameter.dtype)
+
+
+def current_name(key: str) -> str:
+    """The name that transformers uses today for a key of an old or encoder-only checkpoint.
+
+    The first BERT checkpoints call LayerNorm's weight and bias gamma and beta, and a checkpoint of the encoder alone
+    leaves out `bert.`.
+    """
+    if key.endswith("LayerNorm.gamma"):
+        key = key.removesuffix("gamma") + "weight"
+    elif key.endswith("LayerNorm.beta"):
+        key = key.removesuffix("beta") + "bias"
+    if key.startswith(("embeddings.", "encoder.", "pooler.")):
+        key = f"bert.{key}"
+    return key

@@ -1,0 +1,164 @@
+"""The command line: `minift finetune`, `evaluate`, `predict` and `info`."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from minift.data import Dataset, Text
+from minift.errors import InputError
+from minift.evaluate import evaluate
+from minift.heads import Prediction
+from minift.info import info
+from minift.load import load
+from minift.train import METRICS, TrainingConfig, finetune
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Say how well a fine-tuned model does on labelled texts."""
+
+    directory: tyro.conf.Positional[str]
+    """What `minift finetune` or transformers wrote."""
+    data: Path
+    """Labelled texts: .tsv, .csv or .jsonl with a header."""
+    batch_size: int = 32
+    json: bool = False
+    """Print JSON."""
+    max_length: int | None = None
+    """The longest text in tokens; the model's own longest if not given."""
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say which label a fine-tuned model gives to texts."""
+
+    directory: tyro.conf.Positional[str]
+    """What `minift finetune` or transformers wrote."""
+    text: tuple[str, ...] = ()
+    """One or more texts."""
+    file: Path | None = None
+    """A file of texts: .txt with one a line, or .tsv, .csv or .jsonl with a header."""
+    batch_size: int = 32
+    json: bool = False
+    """Print one JSON object a line, with the probability of every label."""
+    max_length: int | None = None
+    """The longest text in tokens; the model's own longest if not given."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what this machine runs minift with."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+Command = (
+    Annotated[
+        TrainingConfig,
+        tyro.conf.subcommand("finetune", description="Fine-tune a checkpoint on labelled texts."),
+    ]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, or 2 when something is wrong with what the user gave."""
+    command = tyro.cli(
+        Command,
+        prog="minift",
+        description="Fine-tune pre-trained transformers, and see how it works.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        RUN[type(command)](command)
+    except InputError as error:
+        print(f"minift: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minift: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_finetune(config: TrainingConfig) -> None:
+    metrics = finetune(config)
+    for name in ("before", "after"):
+        if metrics[name]:
+            print(f"{name:6}  accuracy {metrics[name]['accuracy']:.4f}  loss {metrics[name]['loss']:.4f}")
+    if metrics["truncated"]:
+        print(
+            f"{metrics['truncated']} texts were longer than the maximum and were truncated (each epoch counts)"
+        )
+    print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
+    print(f'next: minift predict {config.out} --text "..."')
+
+
+def run_evaluate(options: Evaluate) -> None:
+    model = load(options.directory, max_length=options.max_length)
+    dataset = Dataset(options.data, options.text_column, options.pair_column, options.label_column)
+    metrics = evaluate(model, dataset, options.batch_size)
+    if options.json:
+        print(json.dumps(metrics))
+        return
+    print(f"accuracy {metrics['accuracy']:.4f}  loss {metrics['loss']:.4f}  examples {metrics['examples']}")
+
+
+def run_predict(options: Predict) -> None:
+    if bool(options.text) == bool(options.file):
+        raise InputError("predict takes either --text or --file")
+    texts: list[Text] = read_texts(options.file) if options.file else list(options.text)
+    model = load(options.directory, max_length=options.max_length)
+    for text, prediction in zip(texts, model.predict(texts, options.batch_size), strict=True):
+        print(as_json(text, prediction) if options.json else as_line(text, prediction))
+
+
+def run_info(options: Info) -> None:
+    facts = info()
+    if options.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name}:" if isinstance(value, dict) else f"{name}: {value}")
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                print(f"  {key:14} {inner}")
+
+
+def read_texts(path: Path) -> list[Text]:
+    """The texts of a file: the lines of a .txt, the rows of anything else. Raises InputError as `Dataset` does."""
+    dataset = Dataset(path, require_label=False)
+    return [dataset[index][0] for index in range(len(dataset))]
+
+
+def as_line(text: Text, prediction: Prediction) -> str:
+    """`positive  0.98  what a film`"""
+    shown = text if isinstance(text, str) else " | ".join(text)
+    return f"{prediction.label}  {prediction.probability:.3f}  {shown}"
+
+
+def as_json(text: Text, prediction: Prediction) -> str:
+    """{"text", "label", "probabilities"} on one line."""
+    return json.dumps(
+        {"text": text, "label": prediction.label, "probabilities": prediction.probabilities},
+        ensure_ascii=False,
+    )
+
+
+RUN: dict[type, Callable[[Any], None]] = {
+    TrainingConfig: run_finetune,
+    Evaluate: run_evaluate,
+    Predict: run_predict,
+    Info: run_info,
+}

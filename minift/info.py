@@ -1,0 +1,41 @@
+"""What this machine runs minift with: for bug reports, and to see which rung each operation stands on."""
+
+import platform
+from importlib import metadata
+
+import numba
+import numpy as np
+from minift_kernels import OPERATIONS
+from minift_kernels.host import HAS_SGEMM
+
+PACKAGES = (
+    "minift",
+    "numpy",
+    "numba",
+    "tokenizers",
+    "safetensors",
+    "cupy-cuda13x",
+    "cupy-cuda12x",
+    "numba-cuda",
+)
+
+
+def info() -> dict:
+    """Versions, device, threads, and the rung that each operation runs on float32 arrays."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": f"cpu ({platform.machine()}, {platform.system()})",
+        "threads": numba.get_num_threads(),
+        "blas": "NumPy's OpenBLAS, called from compiled loops" if HAS_SGEMM else "numpy.matmul",
+        "rungs": {name: ladder.default(np.empty(0, np.float32)) for name, ladder in OPERATIONS.items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

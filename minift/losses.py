@@ -1,0 +1,95 @@
+"""Losses: one number that says how wrong the model was, and its gradient by what the model said."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from minift_kernels import cross_entropy as cross_entropy_kernels
+from minift_kernels.arrays import array_namespace
+
+from minift.errors import InputError
+from minift.history import Array
+from minift.tensor import Tensor
+
+Label = int | str
+"""A class by its index or by its name."""
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Label | Sequence[Label] | Array,
+    *,
+    class_weights: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The mean over rows of -log softmax(logits)[target], as torch.nn.functional.cross_entropy computes it.
+
+    logits (R, C); targets: R classes, or one, each an index or, for the logits of a classification head, a name.
+    With `class_weights` (C,) each row weighs as much as its class and the mean is weighted. Rows whose target is
+    `ignore_index` do not count. With `label_smoothing` e, the target is (1 - e) on its class plus e / C on every
+    class (Szegedy et al. 2016, section 7).
+
+    Raises InputError for a label that the model does not know, an index out of range, a number of targets that is
+    not the number of rows, and when every row is ignored (the mean of nothing).
+    """
+    rows, classes = logits.shape
+    xp = array_namespace(logits.data)
+    indices = xp.asarray(label_indices(targets, logits.labels, classes, ignore_index))
+    if indices.shape != (rows,):
+        raise InputError(f"cross_entropy: {indices.size} targets for {rows} rows of logits")
+    weights = None if class_weights is None else xp.asarray(class_weights, dtype=logits.dtype)
+    counted = indices != ignore_index
+    total = counted.sum() if weights is None else weights[indices[counted]].sum()
+    if total == 0:
+        raise InputError(f"cross_entropy: all {rows} targets are ignored, so there is nothing to average")
+
+    logits_data = logits.data
+    options = (indices, weights, ignore_index, label_smoothing)
+    losses, logsumexp = cross_entropy_kernels.forward(logits_data, *options)  # (R,), (R,)
+
+    def backward(dy):
+        # d loss_r / d logit_rc = softmax(logits_r)_c - target_rc, each row weighted 1 / total in the mean
+        dlosses = xp.full(rows, dy / total, dtype=logits_data.dtype)
+        return (cross_entropy_kernels.backward(dlosses, logits_data, logsumexp, *options),)
+
+    return Tensor(losses.sum() / logits_data.dtype.type(total), parents=(logits,), backward=backward)
+
+
+def mse_loss(predictions: Tensor, targets: Array) -> Tensor:
+    """The mean of (prediction - target)^2 over all elements; both of the same shape, else InputError."""
+    xp = array_namespace(predictions.data)
+    targets = xp.asarray(targets, dtype=predictions.dtype)
+    if targets.shape != predictions.shape:
+        raise InputError(
+            f"mse_loss: predictions of shape {predictions.shape}, targets of shape {targets.shape}"
+        )
+    error = predictions.data - targets
+
+    def backward(dy):
+        return (dy * (2 / error.size) * error,)
+
+    return Tensor((error * error).mean(), parents=(predictions,), backward=backward)
+
+
+def label_indices(
+    targets: Label | Sequence[Label] | Array,
+    labels: Sequence[str] | None,
+    classes: int,
+    ignore_index: int = -100,
+) -> np.ndarray:
+    """Each target as the index of its class, (R,) int64; names are looked up in `labels`.
+
+    Raises InputError for a name without a class, and for an index outside 0 .. classes - 1.
+    """
+    names = {name: index for index, name in enumerate(labels or ())}
+    indices = []
+    for target in [targets] if isinstance(targets, str | int | np.integer) else list(targets):
+        if isinstance(target, str):
+            if target not in names:
+                known = ", ".join(names) or "not named: give its index"
+                raise InputError(f"there is no label {target!r}; the model's labels are {known}")
+            target = names[target]
+        elif target != ignore_index and not 0 <= target < classes:
+            raise InputError(f"there is no label {target}; the model's labels are 0 to {classes - 1}")
+        indices.append(target)
+    return np.array(indices, dtype=np.int64)

@@ -1,0 +1,162 @@
+"""The operations of a transformer: each with its forward, and right under it its backward.
+
+An operation computes on arrays, through a kernel, and returns a Tensor that knows its parents. Its backward takes
+dy, the gradient of the loss by the operation's output, and returns the gradient by each parent. It keeps of the
+forward only what it will read, and nothing for the sake of a parent that needs no gradient: under a frozen weight
+no x is kept and no product is run.
+
+Axis letters: T tokens in the batch, B texts, H hidden size, N heads, D head size (H = N D), V vocabulary, C classes.
+"""
+
+from collections.abc import Sequence
+
+from minift_kernels import attention as attention_kernels
+from minift_kernels import dropout as dropout_kernels
+from minift_kernels import embedding as embedding_kernels
+from minift_kernels import gelu as gelu_kernels
+from minift_kernels import layer_norm as layer_norm_kernels
+from minift_kernels import matmul as matmul_kernels
+from minift_kernels import softmax as softmax_kernels
+from minift_kernels.arrays import array_namespace
+
+from minift.history import Array
+from minift.random import Key
+from minift.tensor import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b: x (T, in), W (out, in), b (out,), y (T, out)."""
+    y = matmul_kernels.forward(x.data, weight.data.T, None if bias is None else bias.data)  # (T, out)
+    saved_weight = weight.data if x.requires_grad else None  # dx needs W
+    saved_x = x.data if weight.requires_grad else None  # dW needs x
+    needs_bias = bias is not None and bias.requires_grad
+
+    def backward(dy):
+        # y_to = sum_i x_ti W_oi + b_o, so dx_ti = sum_o dy_to W_oi, dW_oi = sum_t dy_to x_ti, db_o = sum_t dy_to
+        dx = matmul_kernels.forward(dy, saved_weight) if saved_weight is not None else None  # (T, in)
+        dweight = matmul_kernels.forward(dy.T, saved_x) if saved_x is not None else None  # (out, in)
+        dbias = matmul_kernels.sum_rows(dy) if needs_bias else None  # (out,)
+        return dx, dweight, dbias
+
+    return Tensor(y, parents=(x, weight, bias), backward=backward)
+
+
+def embedding(ids: Array, weight: Tensor) -> Tensor:
+    """y_t = W[ids_t]: ids (T,) integers, W (V, H), y (T, H)."""
+    y = embedding_kernels.forward(ids, weight.data)  # (T, H)
+    rows = weight.shape[0]
+
+    def backward(dy):
+        # A row that was looked up several times receives the sum of what its copies receive.
+        return (embedding_kernels.backward(dy, ids, rows),)  # (V, H)
+
+    return Tensor(y, parents=(weight,), backward=backward)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """y = w (z - mean(z)) / sqrt(var(z) + eps) + b with z = x + residual, over the last axis (Ba et al. 2016).
+
+    x, residual and y (T, H); w and b (H,). The sum with the residual stands inside because BERT never normalises
+    without adding first, and one pass over memory does both.
+    """
+    y, normalized, rstd = layer_norm_kernels.forward(
+        x.data, None if residual is None else residual.data, weight.data, bias.data, eps
+    )
+    weight_data = weight.data
+
+    def backward(dy):
+        dz, dweight, dbias = layer_norm_kernels.backward(dy, normalized, rstd, weight_data)
+        return dz, dweight, dbias, dz  # z = x + residual: dz is the gradient of both
+
+    return Tensor(y, parents=(x, weight, bias, residual), backward=backward)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """y = x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016); the exact form, with erf."""
+    x_data = x.data
+
+    def backward(dy):
+        # y' = Phi(x) + x phi(x)
+        return (gelu_kernels.backward(dy, x_data),)
+
+    return Tensor(gelu_kernels.forward(x_data), parents=(x,), backward=backward)
+
+
+def relu(x: Tensor) -> Tensor:
+    """y = max(x, 0)."""
+    positive = x.data > 0
+
+    def backward(dy):
+        return (dy * positive,)
+
+    return Tensor(x.data * positive, parents=(x,), backward=backward)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """y_j = exp(x_j) / sum_k exp(x_k), over the last axis."""
+    y = softmax_kernels.forward(x.data)  # (..., C)
+
+    def backward(dy):
+        # dy_j/dx_i = y_j (1[i=j] - y_i), so dx_i = y_i (dy_i - sum_j dy_j y_j)
+        return (softmax_kernels.backward(dy, y),)  # (..., C)
+
+    return Tensor(y, parents=(x,), backward=backward)
+
+
+def dropout(x: Tensor, p: float, key: Key) -> Tensor:
+    """Each element is 0 with probability p, else divided by 1 - p so that the mean stays (Srivastava et al. 2014).
+
+    The mask follows from `key` (see `random.py`), so backward draws it again instead of keeping it.
+    """
+
+    def backward(dy):
+        # The same elements pass, with the same scale.
+        return (dropout_kernels.forward(dy, p, key),)
+
+    return Tensor(dropout_kernels.forward(x.data, p, key), parents=(x,), backward=backward)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_segments: Array,
+    k_segments: Array,
+    *,
+    heads: int,
+    causal: bool = False,
+    dropout: float = 0.0,
+    key: Key = (0, 0),
+) -> Tensor:
+    """Each text's tokens look at each other: softmax(q k^T / sqrt(D)) v, for every text and head on its own.
+
+    q (T, H), k and v (T', H), segments (B, 2) with the first row and the row after the last of every text; y (T, H).
+    Scaled dot-product attention, Vaswani et al. 2017, section 3.2.1. The probabilities are never kept: backward
+    computes them again from q, k and the logarithm of each softmax's denominator (Dao 2023, section 3.1).
+    """
+    scale = (q.shape[1] // heads) ** -0.5
+    options = (q_segments, k_segments, heads, scale, causal, dropout, key)
+    y, logsumexp = attention_kernels.forward(q.data, k.data, v.data, *options)  # (T, H), (N, T)
+    q_data, k_data, v_data = q.data, k.data, v.data
+
+    def backward(dy):
+        # With P = softmax(S), S = q k^T / sqrt(D), y = P v:
+        # dv = P^T dy, dP = dy v^T, dS = P (dP - rowsum(dy y)), dq = dS k / sqrt(D), dk = dS^T q / sqrt(D)
+        return attention_kernels.backward(dy, q_data, k_data, v_data, y, logsumexp, *options)
+
+    return Tensor(y, parents=(q, k, v), backward=backward)
+
+
+def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors one under the other, along the first axis."""
+    lengths = [len(tensor) for tensor in tensors]
+
+    def backward(dy):
+        parts, start = [], 0
+        for length in lengths:
+            parts.append(dy[start : start + length])
+            start += length
+        return tuple(parts)
+
+    xp = array_namespace(tensors[0].data)
+    return Tensor(xp.concatenate([tensor.data for tensor in tensors]), parents=tensors, backward=backward)

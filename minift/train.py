@@ -1,0 +1,218 @@
+"""Fine-tuning: from a file of labelled texts to a directory with a trained model. The loop is in `finetune`."""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from minift import checkpoint, random, training_state
+from minift.data import Batch, Dataset, batches
+from minift.errors import InputError
+from minift.evaluate import evaluate
+from minift.heads import TextClassification
+from minift.history import detect_anomaly, no_grad
+from minift.load import load
+from minift.losses import cross_entropy
+from minift.optim import SCHEDULES, AdamW, clip_grad_norm_, decay_groups
+from minift.tensor import Tensor
+
+LOG = "train_log.jsonl"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides how a fine-tuning goes."""
+
+    train: Path
+    """Labelled texts to learn from: .tsv, .csv or .jsonl with a header."""
+    out: Path
+    """The directory to write."""
+    dev: Path | None = None
+    """Labelled texts to judge by, before and after; never learned from."""
+    model: str = "minilm"
+    """A Hugging Face directory, a hub id, or minilm."""
+    task: Literal["text-classification"] = "text-classification"
+    """What the model learns to say of a text."""
+    epochs: int = 2
+    """How often every training text is seen."""
+    batch_size: int = 32
+    """Texts per step."""
+    learning_rate: float = 5e-5
+    """The rate after warm-up."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate goes on after warm-up."""
+    warmup: float = 0.1
+    """The share of all steps in which the rate rises from 0."""
+    weight_decay: float = 0.01
+    """AdamW's decay of matrices; biases and LayerNorm are exempt."""
+    max_grad_norm: float = 1.0
+    """Gradients that are longer, all taken together, are shortened to this."""
+    label_smoothing: float = 0.0
+    """The share of each target that is spread over all classes."""
+    freeze_layers: int = 0
+    """Freeze the embeddings and this many of the lowest layers."""
+    max_length: int | None = None
+    """The longest text in tokens; longer ones are truncated, and counted. The model's own longest if not given."""
+    seed: int = 0
+    """Decides the new weights, the order of the texts and the dropout."""
+    save_every: int = 0
+    """Save the state of the training after every so many steps; 0 for never."""
+    resume: bool = False
+    """Go on from the saved state in the directory; from the start where there is none."""
+    overwrite: bool = False
+    """Replace a run that the directory already holds."""
+    text_column: str | None = None
+    """The column of the text; `sentence`, `text` or `sentence1` if not given."""
+    pair_column: str | None = None
+    """The column of the second text of a pair; `sentence2`, if there is one, if not given."""
+    label_column: str | None = None
+    """The column of the label; `label` if not given."""
+
+
+def finetune(config: TrainingConfig) -> dict:
+    """Fine-tune a checkpoint and write the directory `config.out`; returns what its metrics.json says.
+
+    The directory then holds a Hugging Face model, metrics.json (accuracy, loss, examples and seconds on the dev set,
+    before and after) and train_log.jsonl (one line a step). Raises InputError for whatever is wrong with files or
+    options, and when the loss stops being a number.
+    """
+    _check(config)
+    random.manual_seed(config.seed)
+    train_set = _open(config, config.train)
+    dev_set = _open(config, config.dev) if config.dev else None
+    model = load(config.model, config.task, [str(label) for label in train_set.labels], config.max_length)
+    if dev_set:
+        dev_set.label_ids(model.labels)  # a label that training does not know is found now, not at the end
+    model.bert.freeze(config.freeze_layers)
+
+    optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate)
+    steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
+
+    options = _options(config, train_set)
+    progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
+    if progress is None:
+        for stale in (METRICS, training_state.FILE):
+            (config.out / stale).unlink(missing_ok=True)
+        progress = training_state.Progress()
+        progress.before = evaluate(model, dev_set, config.batch_size) if dev_set else None
+    schedule.set_step(progress.step)
+
+    with (
+        checkpoint.continue_file(config.out / LOG, progress.log_bytes) as log,
+        tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True) as bar,
+    ):
+        while progress.step < total_steps:
+            epoch, start = divmod(progress.step, steps_per_epoch)
+            for batch in _batches(train_set, model, config, epoch, start):
+                started = time.perf_counter()
+                rate = optimizer.param_groups[0]["lr"]
+                loss = _loss(model, batch, config, progress.step + 1)
+                loss.backward()
+                grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                seconds = time.perf_counter() - started
+
+                progress.step += 1
+                progress.tokens += batch.tokens
+                progress.truncated += batch.truncated
+                progress.seconds += seconds
+                line = {
+                    "step": progress.step,
+                    "epoch": epoch + 1,
+                    "loss": loss.item(),
+                    "learning_rate": rate,
+                    "grad_norm": grad_norm,
+                    "tokens": batch.tokens,
+                    "seconds": round(seconds, 6),
+                }
+                log.write(json.dumps(line).encode() + b"\n")
+                log.flush()
+                progress.log_bytes = log.tell()
+                bar.set_postfix_str(
+                    f"loss {loss.item():.3f}, rate {rate:.1e}, {progress.tokens / progress.seconds:,.0f} tokens/s"
+                )
+                bar.update()
+                if config.save_every and progress.step % config.save_every == 0:
+                    training_state.save(config.out, progress, options, model, optimizer)
+
+    model.save(config.out)
+    metrics = {
+        "before": progress.before,
+        "after": evaluate(model, dev_set, config.batch_size) if dev_set else None,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "truncated": progress.truncated,
+        "training_seconds": round(progress.seconds, 3),
+    }
+    checkpoint.write_json(config.out / METRICS, metrics)
+    (config.out / training_state.FILE).unlink(missing_ok=True)
+    return metrics
+
+
+def _loss(model: TextClassification, batch: Batch, config: TrainingConfig, step: int) -> Tensor:
+    """The batch's loss. Where that is no number, the forward pass runs again to find out where it went wrong."""
+    calls_before = random.default_generator.calls
+    loss = cross_entropy(model(batch), batch.labels, label_smoothing=config.label_smoothing)
+    if math.isfinite(loss.item()):
+        return loss
+    random.default_generator.calls = calls_before  # so that dropout drops the same again
+    try:
+        with no_grad(), detect_anomaly():
+            cross_entropy(model(batch), batch.labels, label_smoothing=config.label_smoothing)
+    except FloatingPointError as error:
+        raise InputError(
+            f"step {step}: the loss became {loss.item()}; {error}. Try a lower learning rate"
+        ) from None
+    raise InputError(f"step {step}: the loss became {loss.item()}, and was a number when computed again")
+
+
+def _open(config: TrainingConfig, path: Path) -> Dataset:
+    return Dataset(path, config.text_column, config.pair_column, config.label_column)
+
+
+def _batches(dataset: Dataset, model: TextClassification, config: TrainingConfig, epoch: int, start: int):
+    labels = dataset.label_ids(model.labels)
+    return batches(
+        dataset, model.tokenizer, config.batch_size, labels=labels, seed=config.seed, epoch=epoch, start=start
+    )
+
+
+def _options(config: TrainingConfig, train_set: Dataset) -> dict:
+    """What must be the same for a run to go on: all but where it is written and how often it is saved."""
+    options = {
+        name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+    }
+    for name in ("out", "resume", "overwrite", "save_every"):
+        del options[name]
+    return {**options, "examples": len(train_set)}
+
+
+def _check(config: TrainingConfig) -> None:
+    """Raise InputError for options out of range, and for a directory whose run would be lost."""
+    for name in ("epochs", "batch_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
+    for name in ("learning_rate", "max_grad_norm"):
+        if not getattr(config, name) > 0:
+            raise InputError(f"{name} is {getattr(config, name)}, expected more than 0")
+    for name in ("weight_decay", "save_every", "seed"):
+        if not getattr(config, name) >= 0:
+            raise InputError(f"{name} is {getattr(config, name)}, expected 0 or more")
+    for name in ("warmup", "label_smoothing"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")
+    held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
+    if held and not (config.resume or config.overwrite):
+        raise InputError(
+            f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite"
+        )
+    checkpoint.make_directory(config.out)

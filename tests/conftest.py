@@ -1,0 +1,28 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(os.environ.get("MINIFT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the checkout; they are not part of the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no data sets in {SHARED_DATA} (set MINIFT_SHARED_DATA)")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with a tiny checkpoint (`model`), `train.tsv` and `dev.tsv`."""
+    from tiny import make_model, rows, write_tsv
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_model(folder / "vocabulary").save(folder / "model")
+    write_tsv(folder / "train.tsv", rows(60, seed=1))
+    write_tsv(folder / "dev.tsv", rows(30, seed=2))
+    return folder

@@ -1,0 +1,280 @@
+"""What every rung of an operation must compute: for each operation how to run it, and the inputs that are
+hard.
+
+A runner takes a rung and named inputs, and returns named results, forward's and backward's. Inputs are
+float64 (or integers); the contract casts them to what it checks. Odd sizes divide no block; the others are
+where formulas break."""
+
+import numpy as np
+
+INFINITY = float("inf")
+
+
+def normal(*shape, scale=1.0, seed=0):
+    """Random numbers whose float32 value is their float64 value, so that both precisions see one input."""
+    values = np.random.default_rng([seed, *shape]).normal(0, scale, shape)
+    return values.astype(np.float32).astype(np.float64)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# How to run each operation
+
+
+def run_matmul(rung, a, b, bias=None, dc=None):
+    results = {"c": rung.forward(a, b, bias)}
+    if dc is not None:
+        results |= {"da": rung.forward(dc, b.T), "db": rung.forward(a.T, dc), "dbias": rung.sum_rows(dc)}
+    return results
+
+
+def run_softmax(rung, x, dy):
+    y = rung.forward(x)
+    return {"y": y, "dx": rung.backward(dy, y)}
+
+
+def run_attention(rung, q, k, v, dout, q_segments, k_segments, **options):
+    out, logsumexp = rung.forward(q, k, v, q_segments, k_segments, **options)
+    gradients = rung.backward(dout, q, k, v, out, logsumexp, q_segments, k_segments, **options)
+    return {"out": out, "logsumexp": logsumexp} | dict(zip(("dq", "dk", "dv"), gradients, strict=True))
+
+
+def run_layer_norm(rung, x, residual, weight, bias, dy, eps=1e-12):
+    y, normalized, rstd = rung.forward(x, residual, weight, bias, eps)
+    gradients = rung.backward(dy, normalized, rstd, weight)
+    return {"y": y, "normalized": normalized, "rstd": rstd} | dict(
+        zip(("dx", "dweight", "dbias"), gradients, strict=True)
+    )
+
+
+def run_gelu(rung, x, dy):
+    return {"y": rung.forward(x), "dx": rung.backward(dy, x)}
+
+
+def run_dropout(rung, x, p, key):
+    return {"y": rung.forward(x, p, key)}
+
+
+def run_embedding(rung, ids, table, dy):
+    return {"y": rung.forward(ids, table), "dtable": rung.backward(dy, ids, len(table))}
+
+
+def run_cross_entropy(rung, logits, targets, dlosses, class_weights=None, **options):
+    losses, logsumexp = rung.forward(logits, targets, class_weights, **options)
+    dlogits = rung.backward(dlosses, logits, logsumexp, targets, class_weights, **options)
+    return {"losses": losses, "logsumexp": logsumexp, "dlogits": dlogits}
+
+
+def run_adamw(rung, w, g, m, v, **options):
+    w, m, v = ([array.copy(order="K") for array in arrays] for arrays in (w, m, v))
+    rung.step(w, g, m, v, **options)
+    return {
+        f"{name}{i}": array
+        for name, arrays in (("w", w), ("m", m), ("v", v))
+        for i, array in enumerate(arrays)
+    }
+
+
+def run_grad_norm(rung, gradients):
+    return {"norm": np.float64(rung.forward(gradients))}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The hard inputs of each
+
+
+def matmul_cases():
+    for m, k, n in ((1, 1, 1), (7, 5, 3), (3, 200, 1), (1, 33, 70), (130, 65, 37), (257, 129, 67)):
+        yield f"{m}x{k}x{n}", dict(a=normal(m, k), b=normal(k, n), bias=normal(n), dc=normal(m, n))
+    yield "no bias", dict(a=normal(9, 6), b=normal(6, 11))
+    yield "no rows", dict(a=normal(0, 6), b=normal(6, 11), bias=normal(11), dc=normal(0, 11))
+    yield "nothing to sum", dict(a=normal(4, 0), b=normal(0, 3), bias=normal(3))
+
+
+def softmax_cases():
+    for rows, columns in ((1, 1), (5, 1), (3, 7), (13, 33), (4, 1003)):
+        yield f"{rows}x{columns}", dict(x=normal(rows, columns, scale=3), dy=normal(rows, columns, seed=1))
+    yield "three axes", dict(x=normal(2, 3, 5), dy=normal(2, 3, 5, seed=1))
+    yield "no rows", dict(x=normal(0, 5), dy=normal(0, 5))
+    large = normal(4, 9)
+    large[0, 3], large[1, :] = 1e4, -1e4
+    yield "1e4", dict(x=large, dy=normal(4, 9, seed=1))
+    masked = normal(4, 9)
+    masked[0, 4:], masked[1, :8], masked[2, 0] = -INFINITY, -INFINITY, -INFINITY
+    yield "-inf", dict(x=masked, dy=normal(4, 9, seed=1))
+    nan = normal(3, 20)
+    nan[1, 11] = np.nan
+    yield "NaN in one row", dict(x=nan, dy=normal(3, 20, seed=1))
+
+
+def attention_cases():
+    def case(lengths, heads=2, key_heads=None, size=8, key_lengths=None, gap=0, scale=None, **options):
+        key_heads = key_heads or heads
+        q_segments = segments_of(lengths, gap)
+        k_segments = segments_of(key_lengths or lengths, gap)
+        t, tk = int(q_segments.max()) + gap, int(k_segments.max()) + gap
+        return dict(
+            q=normal(t, heads * size),
+            k=normal(tk, key_heads * size, seed=1),
+            v=normal(tk, key_heads * size, seed=2),
+            dout=normal(t, heads * size, seed=3),
+            q_segments=q_segments,
+            k_segments=k_segments,
+            heads=heads,
+            scale=scale or size**-0.5,
+            **options,
+        )
+
+    yield "one text", case([7])
+    yield "length 1 and none", case([1, 0, 5, 1, 0, 17])
+    yield "no text", case([0])
+    yield "gaps", case([4, 0, 9], gap=3)
+    yield "longer than a block", case([300, 2, 131], heads=1, size=32)
+    yield "head size 64", case([22, 33], heads=3, size=64)
+    yield "head size 5", case([6, 9], heads=3, size=5)
+    yield "causal", case([1, 6, 0, 40], causal=True)
+    yield "causal, more keys than queries", case([1, 3, 5], key_lengths=[9, 3, 6], causal=True)
+    yield "causal, fewer keys than queries", case([3, 5, 2], key_lengths=[2, 1, 0], causal=True)
+    yield "queries and keys differ", case([4, 0, 7, 2], key_lengths=[9, 3, 2, 0], gap=1)
+    yield "grouped queries", case([5, 12], heads=6, key_heads=2, causal=True)
+    yield "dropout", case([5, 40, 1], dropout=0.3, key=(1, 2))
+    yield "dropout of everything", case([5, 4], dropout=1.0, key=(1, 2))
+    yield (
+        "all at once",
+        case(
+            [5, 0, 18],
+            key_lengths=[7, 2, 18],
+            heads=4,
+            key_heads=2,
+            gap=2,
+            causal=True,
+            dropout=0.2,
+            key=(3, 2**32 - 1),
+        ),
+    )
+    # Whole numbers times a power of two: both precisions see the same scores of up to 1e4, and no two alike.
+    whole = case([9, 4], scale=64.0)
+    yield "scores of 1e4", whole | {name: (10 * whole[name]).round() for name in ("q", "k", "v", "dout")}
+
+
+def segments_of(lengths, gap):
+    """(B, 2) pairs of start and end, `gap` rows between texts."""
+    starts = np.cumsum([gap] + [length + gap for length in lengths[:-1]])
+    return np.stack([starts, starts + lengths], axis=1).astype(np.int64)
+
+
+def layer_norm_cases():
+    def case(t, h, residual=True, **change):
+        arrays = dict(
+            x=normal(t, h),
+            residual=normal(t, h, seed=1) if residual else None,
+            weight=normal(h, seed=2),
+            bias=normal(h, seed=3),
+            dy=normal(t, h, seed=4),
+        )
+        return arrays | change
+
+    for t, h in ((1, 3), (1, 7), (3, 33), (131, 20), (5, 385)):
+        yield f"{t}x{h}", case(t, h)
+    yield "no residual", case(67, 12, residual=False)
+    yield "no rows", case(0, 12)
+    constant = normal(3, 16)
+    constant[1] = 3.0
+    yield "a constant row", case(3, 16, residual=False, x=constant, eps=1e-5)
+    # E[x^2] - E[x]^2 would lose everything here. Of whole numbers, float32 knows the mean of 64 exactly.
+    yield "a large mean", case(3, 64, residual=False, x=1000 + (4 * normal(3, 64)).round())
+
+
+def gelu_cases():
+    for shape in ((1,), (3, 7), (2, 3, 5), (1001,), (0, 4)):
+        yield f"{shape}", dict(x=normal(*shape, scale=2), dy=normal(*shape, seed=1))
+    extremes = np.array([30.0, -30, 1e4, -1e4, 0, -0.0, 1e-30, -1e-30, 5, -5, 9, -9, np.nan])
+    yield "extremes", dict(x=extremes, dy=np.ones(13))
+
+
+def dropout_cases():
+    for shape in ((1,), (5,), (3, 7), (4097,), (13, 700), (0, 3)):
+        yield f"{shape}", dict(x=normal(*shape), p=0.1, key=(7, 9))
+    yield "p = 0", dict(x=normal(3, 5), p=0.0, key=(0, 0))
+    yield "p = 1", dict(x=normal(3, 5), p=1.0, key=(0, 0))
+    yield "largest key", dict(x=normal(33, 5), p=0.5, key=(2**32 - 1, 2**32 - 1))
+
+
+def embedding_cases():
+    def case(ids, rows, columns):
+        ids = np.array(ids, np.int64)
+        return dict(ids=ids, table=normal(rows, columns), dy=normal(len(ids), columns, seed=1))
+
+    yield "repeated rows", case([2, 0, 2, 2, 4], 5, 7)
+    yield "one column", case([1, 1, 0], 2, 1)
+    yield "many", case(np.random.default_rng(0).integers(0, 50, 333), 50, 37)
+    yield "no tokens", case([], 5, 3)
+    yield "int32", case([3, 1, 3], 4, 6) | dict(ids=np.array([3, 1, 3], np.int32))
+
+
+def cross_entropy_cases():
+    def case(rows, classes, weighted=False, **options):
+        targets = np.random.default_rng(rows).integers(0, classes, rows)
+        options.setdefault("logits", normal(rows, classes, scale=3))
+        weights = dict(class_weights=abs(normal(classes, seed=1))) if weighted else {}
+        return dict(targets=targets, dlosses=normal(rows, seed=2)) | weights | options
+
+    for rows, classes in ((1, 1), (1, 2), (5, 3), (33, 17), (3, 1003)):
+        yield f"{rows}x{classes}", case(rows, classes)
+    yield "no rows", case(0, 3)
+    yield "weights", case(9, 5, weighted=True)
+    yield "smoothing", case(9, 5, label_smoothing=0.1)
+    yield "weights and smoothing", case(9, 5, weighted=True, label_smoothing=0.3)
+    ignored = np.array([0, -100, 2, -100])
+    yield "ignored rows", case(4, 3, weighted=True, label_smoothing=0.1, targets=ignored)
+    yield "another ignored index", case(4, 3, targets=np.array([0, 1, 2, 1]), ignore_index=1)
+    yield "all ignored", case(2, 3, targets=np.array([-100, -100]))
+    yield "int32 targets", case(4, 3, targets=np.array([0, 1, 2, 1], np.int32))
+    extreme = np.array([[1e4, 0, -1e4], [-INFINITY, 1, 2], [0, -INFINITY, -INFINITY], [30, 30, 30]])
+    yield "extreme logits", case(4, 3, logits=extreme, targets=np.array([0, 2, 0, 1]))
+    # The wrong side of a saturated softmax: a loss of 2e4, whose gradient is still 1.
+    yield "hopeless", case(2, 3, logits=extreme[:2].clip(-1e4), targets=np.array([2, 0]))
+
+
+def adamw_cases():
+    def case(*shapes, **change):
+        options = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, step=1) | change
+        arrays = dict(
+            w=[normal(*shape) for shape in shapes],
+            g=[normal(*shape, seed=1) for shape in shapes],
+            m=[normal(*shape, scale=0.1, seed=2) for shape in shapes],
+            v=[normal(*shape, seed=3) ** 2 for shape in shapes],
+        )
+        if options["step"] == 1:
+            arrays["m"] = [np.zeros(shape) for shape in shapes]
+            arrays["v"] = [np.zeros(shape) for shape in shapes]
+        return arrays | options
+
+    yield "first step", case((3, 5), (1,), (7,))
+    yield "later step", case((3, 5), (1,), (7,), step=1000)
+    yield "longer than a chunk", case((33, 1001), (2,), step=3)
+    yield "scaled gradients", case((4, 3), gradient_scale=0.25)
+    yield "no decay", case((4, 3), weight_decay=0.0, step=2)
+    yield "an empty array among others", case((4,), (0, 3), (2,))
+    yield "no gradient yet", case((4, 3)) | dict(g=[np.zeros((4, 3))])
+
+
+def grad_norm_cases():
+    yield "one number", dict(gradients=[np.array([3.0])])
+    yield "several arrays", dict(gradients=[normal(3, 5), normal(1), normal(2, 3, 4), normal(0, 7)])
+    yield "longer than a chunk", dict(gradients=[normal(100_003), normal(17)])
+    yield "squares beyond float32", dict(gradients=[np.full(5, 2.0**100), np.full(3, 2.0**-100)])
+    yield "many equal squares", dict(gradients=[np.full(1 << 20, 1 + 2.0**-23)])
+
+
+OPERATIONS = {
+    "matmul": (run_matmul, matmul_cases),
+    "softmax": (run_softmax, softmax_cases),
+    "attention": (run_attention, attention_cases),
+    "layer_norm": (run_layer_norm, layer_norm_cases),
+    "gelu": (run_gelu, gelu_cases),
+    "dropout": (run_dropout, dropout_cases),
+    "embedding": (run_embedding, embedding_cases),
+    "cross_entropy": (run_cross_entropy, cross_entropy_cases),
+    "adamw": (run_adamw, adamw_cases),
+    "grad_norm": (run_grad_norm, grad_norm_cases),
+}

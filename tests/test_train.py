@@ -1,0 +1,240 @@
+"""Fine-tuning: it learns, it repeats itself, it survives, and what is frozen costs nothing."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny import CONFIG, make_model, rows, write_tsv
+
+import minift
+from minift import checkpoint, train, training_state
+from minift.train import TrainingConfig, finetune
+
+
+def config(tiny, out, **changes) -> TrainingConfig:
+    plain = TrainingConfig(
+        model=str(tiny / "model"),
+        train=tiny / "train.tsv",
+        dev=tiny / "dev.tsv",
+        out=out,
+        epochs=2,
+        batch_size=8,
+        learning_rate=3e-3,
+    )
+    return replace(plain, **changes)
+
+
+def weights(directory) -> dict[str, np.ndarray]:
+    return {name: np.array(array) for name, array in checkpoint.read_tensors(directory).items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def log_lines(directory) -> list[dict]:
+    return [json.loads(line) for line in (directory / train.LOG).read_text().splitlines()]
+
+
+def without_seconds(lines):
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_it_learns_and_writes_what_it_promises(tiny, tmp_path):
+    write_tsv(tmp_path / "train.tsv", rows(200, seed=1))
+    metrics = finetune(config(tiny, tmp_path / "out", train=tmp_path / "train.tsv", epochs=6))
+    assert metrics["after"]["accuracy"] >= 0.9 > metrics["before"]["accuracy"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    for when in ("before", "after"):
+        assert metrics[when].keys() == {"accuracy", "loss", "examples", "seconds"}
+        assert metrics[when]["examples"] == 30
+    lines = log_lines(tmp_path / "out")
+    assert [line["step"] for line in lines] == list(range(1, 151))  # 200 texts in batches of 8, 6 times
+    assert lines[0].keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds"}
+    assert [line["epoch"] for line in lines[23:27]] == [1, 1, 2, 2]
+    assert sum(line["tokens"] for line in lines) == metrics["tokens"]
+    assert not (tmp_path / "out" / training_state.FILE).exists()
+
+
+def test_the_written_model_is_the_evaluated_one(tiny, tmp_path):
+    metrics = finetune(config(tiny, tmp_path / "out"))
+    model = minift.load(tmp_path / "out")
+    assert model.labels == ("negative", "positive")
+    found = minift.evaluate(model, minift.Dataset(tiny / "dev.tsv"))
+    assert found["accuracy"] == metrics["after"]["accuracy"]
+    assert found["loss"] == pytest.approx(metrics["after"]["loss"], rel=1e-6)
+    assert model.training, "evaluate gives the model back as it was"
+
+
+def test_same_seed_same_run_and_another_seed_another(tiny, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        finetune(config(tiny, tmp_path / name, seed=seed))
+    assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert without_seconds(log_lines(tmp_path / "a")) == without_seconds(log_lines(tmp_path / "b"))
+    assert any(
+        (weights(tmp_path / "a")[name] != weights(tmp_path / "c")[name]).any()
+        for name in weights(tmp_path / "a")
+    )
+
+
+@pytest.mark.parametrize("stop", [4, 8, 13])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch, stop):
+    """Stopped at step 4, 8 (the first epoch's last) or 13, with the state of steps 3, 6 or 12 at hand."""
+    whole = config(tiny, tmp_path / "whole", save_every=3)
+    finetune(whole)
+
+    real = train.clip_grad_norm_
+    calls = iter(range(1, 100))
+
+    def interrupted(*arguments):
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "clip_grad_norm_", interrupted)
+    parts = replace(whole, out=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(parts)
+    monkeypatch.setattr(train, "clip_grad_norm_", real)
+    assert len(log_lines(tmp_path / "parts")) == stop - 1, (
+        "the log is ahead of the state, and will be cut back"
+    )
+    metrics = finetune(replace(parts, resume=True))
+
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert without_seconds(log_lines(tmp_path / "parts")) == without_seconds(log_lines(tmp_path / "whole"))
+    assert metrics["steps"] == 16
+
+
+def test_resume_without_a_state_begins_at_the_start(tiny, tmp_path):
+    finetune(config(tiny, tmp_path / "a", resume=True))
+    finetune(config(tiny, tmp_path / "b"))
+    assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def stopped_run(tiny, out, monkeypatch) -> TrainingConfig:
+    """A run that wrote its state at step 2 and stopped."""
+    begun = config(tiny, out, save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda *arguments: None)
+        real = training_state.save
+
+        def save_and_stop(*arguments):
+            real(*arguments)
+            raise KeyboardInterrupt
+
+        patch.setattr(training_state, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(begun)
+    return begun
+
+
+def test_a_run_cannot_go_on_with_other_options(tiny, tmp_path, monkeypatch):
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
+    with pytest.raises(minift.InputError, match=r"begun with learning_rate = 0.003, not 0.1"):
+        finetune(replace(begun, resume=True, learning_rate=0.1))
+
+
+def test_a_run_is_not_lost_by_mistake(tiny, tmp_path, monkeypatch):
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
+    with pytest.raises(minift.InputError, match=r"already holds a run.*--resume or --overwrite"):
+        finetune(begun)
+    finetune(replace(begun, overwrite=True))
+    with pytest.raises(minift.InputError, match="already holds a run"):
+        finetune(begun)
+
+
+def test_a_damaged_state_is_named(tiny, tmp_path, monkeypatch):
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
+    path = begun.out / training_state.FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(minift.InputError, match=training_state.FILE):
+        finetune(replace(begun, resume=True))
+
+
+def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
+    with np.errstate(all="ignore"), pytest.raises(minift.InputError) as caught:
+        finetune(config(tiny, tmp_path / "out", learning_rate=1e30, warmup=0.0, max_grad_norm=1e30))
+    assert "step 2: the loss became" in str(caught.value)
+    assert "first operation whose output is not finite is " in str(caught.value)
+    assert "bert." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0, expected 1 or more"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"warmup": 1.5}, "warmup is 1.5, expected a share"),
+        ({"freeze_layers": 3}, "cannot freeze 3 layers: the model has 2"),
+        ({"max_length": 99}, "max_length is 99; .* allows 32 tokens"),
+        ({"max_length": 3}, "max_length 3 leaves no room"),
+    ],
+)
+def test_options_out_of_range(tiny, tmp_path, changes, message):
+    with pytest.raises(minift.InputError, match=message):
+        finetune(config(tiny, tmp_path / "out", **changes))
+
+
+def test_truncated_texts_are_counted(tiny, tmp_path):
+    long = [("good " * 50, "positive"), ("bad", "negative")]
+    write_tsv(tmp_path / "long.tsv", long)
+    metrics = finetune(config(tiny, tmp_path / "out", train=tmp_path / "long.tsv", dev=None, epochs=3))
+    assert metrics["truncated"] == 3
+    assert metrics["before"] is None and metrics["after"] is None
+
+
+# ---- Frozen costs nothing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_no_backward_runs_and_nothing_is_kept_below_the_frozen_layers(tmp_path, frozen):
+    model = make_model(tmp_path)
+    model.bert.freeze(frozen)
+    texts = [text for text, _ in rows(5, seed=0)]
+    batch = model.encode(texts)
+    loss = minift.cross_entropy(model(batch), ["positive"] * 5)
+    kept = kept_bytes_by_module(loss)
+    ran = [step.node.module for step in loss.backward_steps()]
+
+    layers = [f"bert.encoder.layer.{index}" for index in range(CONFIG.num_hidden_layers)]
+    below = [*layers[:frozen], *(["bert.embeddings"] if frozen else [])]
+    above = [*layers[frozen:], *([] if frozen else ["bert.embeddings"])]
+    for module in below:
+        assert not any(path.startswith(module) for path in ran), f"a backward ran in {module}"
+        assert sum(size for path, size in kept.items() if path.startswith(module)) == 0
+    for module in above:
+        assert any(path.startswith(module) for path in ran)
+        assert sum(size for path, size in kept.items() if path.startswith(module)) > 0
+    # One layer's nodes: query, key, value, attention, 2 x (linear, dropout, layer norm), linear, gelu.
+    assert sum(path.startswith("bert.encoder") for path in ran) == 12 * (CONFIG.num_hidden_layers - frozen)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == any(name.startswith(module) for module in below), name
+
+
+def kept_bytes_by_module(tensor) -> dict[str, int]:
+    """The bytes that the backward of each module's operations keeps, parameters aside."""
+    kept: dict[str, int] = {}
+    nodes, seen = [tensor.node], set()
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for cell in node.backward.__closure__ or ():
+            if isinstance(cell.cell_contents, np.ndarray):
+                kept[node.module] = kept.get(node.module, 0) + cell.cell_contents.nbytes
+        nodes.extend(parent for parent in node.parents if hasattr(parent, "parents"))
+    return kept
+
+
+def test_a_frozen_run_leaves_the_frozen_weights_alone(tiny, tmp_path):
+    finetune(config(tiny, tmp_path / "out", freeze_layers=1))
+    before, after = weights(tiny / "model"), weights(tmp_path / "out")
+    for name in before:
+        frozen = name.startswith(("bert.embeddings", "bert.encoder.layer.0"))
+        assert (before[name] == after[name]).all() == frozen, name
