@@ -28,7 +28,9 @@
 // What differs from a GPU:
 //
 // - expf and its like are the C library's, right to the last bit or nearly so; so are __expf and its like.
-// - Memory is in order: a fence does nothing, and a kernel that lacks one is not found out.
+// - Memory is in order: a fence does nothing, and a kernel that lacks one is not found out. Lanes that meet
+//   in a shuffle or a matrix load have waited for each other, so a __syncwarp missing right before it is not
+//   either.
 // - A thread that waits for another by reading a plain variable in a loop hangs (an interrupt ends it); by
 //   atomics it does not. Blocks run one after the other, so one that waits for a later one waits in vain.
 #pragma once

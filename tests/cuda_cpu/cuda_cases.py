@@ -87,6 +87,19 @@ def matmul_wmma_tf32(module):
     agree(c_transposed.T, round_to_tf32(a) @ round_to_tf32(b))
 
 
+def load_fragments(module):
+    x, registers = np.arange(1, 257, dtype=np.uint16), np.zeros((12, 32), np.uint32)
+    launch(module.get_function("load_fragments"), (1,), (32,), (x, registers))
+    matrices = x.reshape(4, 8, 8).copy()
+    matrices[3, 7, 3:] = 0
+    transposed = matrices.transpose(0, 2, 1)
+    for lane in range(32):
+        row, columns = lane // 4, slice(lane % 4 * 2, lane % 4 * 2 + 2)
+        plain, swapped = matrices[:, row, columns], transposed[:, row, columns]
+        expected = np.concatenate([plain, swapped, plain[:2], swapped[:2]])  # (12, 2): lower and upper half
+        assert registers[:, lane].tolist() == [int(low) | int(high) << 16 for low, high in expected]
+
+
 def row_sums(module):
     x, sums = random(3, 150), np.zeros(3, np.float32)
     launch(module.get_function("row_sums"), (3,), (64,), (x, sums, np.int32(150)), shared_bytes=64 * 4)
@@ -160,6 +173,7 @@ CASES = {
         matmul_wmma_tf32,
         matmul_mma_bf16,
         matmul_mma_tf32,
+        load_fragments,
     ),
     "blocks.cu": (
         row_sums,

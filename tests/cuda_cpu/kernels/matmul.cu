@@ -112,3 +112,24 @@ extern "C" __global__ void matmul_mma_tf32(const float* a, const float* b, float
     }
     for (int i = 0; i < 4; i++) c[(row + group + i / 2 * 8) * N + column + t * 2 + i % 2] = sum[i];
 }
+
+// Four matrices of 8 x 8 numbers by each form of ldmatrix: `out` (12, 32) are the registers of the lanes. Of
+// the last row only three numbers are copied; the rest become zeros.
+extern "C" __global__ void load_fragments(const unsigned short* x, unsigned int* out) {
+    __shared__ __align__(16) unsigned short tile[4][8][8];
+    int lane = threadIdx.x;
+    unsigned short* row = tile[lane / 8][lane % 8];
+    cp_async_16(row, x + lane * 8, lane == 31 ? 6 : 16);
+    cp_async_commit();
+    cp_async_wait<0>();      // this lane's row has arrived
+    __syncwarp(0xffffffff);  // and the others'; a GPU needs it, here ldmatrix itself waits for all lanes
+    unsigned int r[4], p[2];
+    ldmatrix_x4(r, row);
+    for (int i = 0; i < 4; i++) out[i * 32 + lane] = r[i];
+    ldmatrix_x4_trans(r, row);
+    for (int i = 0; i < 4; i++) out[(4 + i) * 32 + lane] = r[i];
+    ldmatrix_x2(p, row);
+    for (int i = 0; i < 2; i++) out[(8 + i) * 32 + lane] = p[i];
+    ldmatrix_x2_trans(p, row);
+    for (int i = 0; i < 2; i++) out[(10 + i) * 32 + lane] = p[i];
+}
