@@ -9,7 +9,7 @@ DEMO_OUT := runs/demo
 
 demo: $(VENV)/library
 	$(BIN)/minift finetune --model minilm --train demo/opinions_train.tsv --dev demo/opinions_dev.tsv \
-		--epochs 4 --batch-size 16 --learning-rate 1e-4 --out $(DEMO_OUT) --overwrite
+		--epochs 4 --batch-size 32 --learning-rate 1e-4 --out $(DEMO_OUT) --overwrite
 	@echo && echo "Its verdict on sentences that it has never seen:"
 	@$(BIN)/minift predict $(DEMO_OUT) --file demo/new_sentences.txt
 

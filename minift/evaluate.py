@@ -6,9 +6,9 @@ import numpy as np
 
 from minift.data import Dataset, batches, warn_of_truncated
 from minift.heads import TextClassification
-from minift.history import no_grad
 from minift.losses import cross_entropy
 from minift.metrics import accuracy
+from minift.nn import evaluating
 
 
 def evaluate(model: TextClassification, dataset: Dataset, batch_size: int = 32) -> dict[str, float]:
@@ -23,17 +23,12 @@ def evaluate(model: TextClassification, dataset: Dataset, batch_size: int = 32) 
     predicted = []
     loss_sum = 0.0
     truncated = 0
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            for batch in batches(dataset, model.tokenizer, batch_size, labels=expected):
-                logits = model(batch)
-                loss_sum += cross_entropy(logits, batch.labels).item() * len(batch)
-                predicted.append(logits.numpy().argmax(axis=1))
-                truncated += batch.truncated
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for batch in batches(dataset, model.tokenizer, batch_size, labels=expected):
+            logits = model(batch)
+            loss_sum += cross_entropy(logits, batch.labels).item() * len(batch)
+            predicted.append(logits.numpy().argmax(axis=1))
+            truncated += batch.truncated
     warn_of_truncated(truncated, len(dataset), model.tokenizer.max_length)
     return {
         "accuracy": accuracy(np.concatenate(predicted), expected),

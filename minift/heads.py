@@ -10,8 +10,7 @@ from minift_kernels import softmax as softmax_kernels
 from minift import checkpoint
 from minift.bert import Bert, BertConfig
 from minift.data import Batch, Text, batches, pack, warn_of_truncated
-from minift.history import no_grad
-from minift.nn import Dropout, Linear, Module
+from minift.nn import Dropout, Linear, Module, evaluating
 from minift.tensor import Tensor
 from minift.tokenizer import Tokenizer
 
@@ -64,15 +63,10 @@ class TextClassification(Module):
         texts = texts if isinstance(texts, list) else [texts]
         logits = []
         truncated = 0
-        was_training = self.training
-        self.eval()
-        try:
-            with no_grad():
-                for batch in batches([(text, None) for text in texts], self.tokenizer, batch_size):
-                    logits.append(self(batch).numpy())
-                    truncated += batch.truncated
-        finally:
-            self.train(was_training)
+        with evaluating(self):
+            for batch in batches([(text, None) for text in texts], self.tokenizer, batch_size):
+                logits.append(self(batch).numpy())
+                truncated += batch.truncated
         warn_of_truncated(truncated, len(texts), self.tokenizer.max_length)
         return [
             Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True)))

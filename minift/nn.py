@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from minift import ops, random
-from minift.history import Array, inside_module
+from minift.history import Array, inside_module, no_grad
 from minift.tensor import Tensor
 
 _skip_init: ContextVar[bool] = ContextVar("skip_init", default=False)
@@ -29,6 +29,18 @@ def skip_init() -> Iterator[None]:
         yield
     finally:
         _skip_init.reset(token)
+
+
+@contextmanager
+def evaluating(module: Module) -> Iterator[None]:
+    """Inside this block the module is in evaluation mode and leaves no history; afterwards it is as before."""
+    was_training = module.training
+    module.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        module.train(was_training)
 
 
 class Parameter(Tensor):

@@ -140,7 +140,7 @@ def test_a_run_cannot_go_on_with_other_options(tiny, tmp_path, monkeypatch):
 
 def test_a_run_is_not_lost_by_mistake(tiny, tmp_path, monkeypatch):
     begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
-    with pytest.raises(minift.InputError, match="already holds a run.*--resume or --overwrite"):
+    with pytest.raises(minift.InputError, match=r"already holds a run.*--resume or --overwrite"):
         finetune(begun)
     finetune(replace(begun, overwrite=True))
     with pytest.raises(minift.InputError, match="already holds a run"):

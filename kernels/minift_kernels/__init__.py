@@ -1,4 +1,5 @@
-"""Arrays in, arrays out: the operations of a transformer, each as a ladder from the formula to the fast kernel.
+"""Arrays in, arrays out: the operations of a transformer, each as a ladder from the formula to the fast
+kernel.
 
 One folder an operation, one file a rung. Nothing here knows of Tensor, gradient history or models; read
 `ladder.py`, then any folder, beginning with its `__init__.py`.
@@ -36,6 +37,6 @@ OPERATIONS = {
         grad_norm,
     )
 }
-"""Every ladder by the name of its operation, for listings and for the tests that hold all rungs to one contract."""
+"""Every ladder by the name of its operation."""
 
 host.keep_freed_memory()

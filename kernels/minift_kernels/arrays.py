@@ -23,7 +23,21 @@ def erf(x):
 
 
 def check_indices(what: str, indices, count: int) -> None:
-    """Raise IndexError unless 0 <= index < count for all: a negative index would wrap, or read foreign memory."""
+    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory."""
     if indices.size and (indices.min() < 0 or indices.max() >= count):
         wrong = indices[(indices < 0) | (indices >= count)][0]
         raise IndexError(f"{what} {int(wrong)} is out of range: it must be at least 0 and less than {count}")
+
+
+def check_shape(operation: str, name: str, x, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless x, which the operation calls `name`, has this shape."""
+    if x.shape != shape:
+        raise ValueError(f"{operation}: {name} has shape {x.shape}, not {shape}")
+
+
+def check_segments(segments, rows: int) -> None:
+    """Raise IndexError unless every (start, end) pair lies inside `rows` rows."""
+    wrong = (segments[:, 0] < 0) | (segments[:, 0] > segments[:, 1]) | (segments[:, 1] > rows)
+    if wrong.any():
+        start, end = segments[wrong][0].tolist()
+        raise IndexError(f"attention: there is no segment from row {start} to {end} in {rows} rows")

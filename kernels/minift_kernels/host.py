@@ -4,11 +4,11 @@ Four facts, each of which decided more than any loop (see `benchmarks/`):
 
 1. Two pools of threads starve each other. BLAS libraries keep threads that spin after each product while
    Numba's wait for a core, and the reverse. So there is one pool, Numba's: its threads call BLAS from inside
-   compiled loops (`sgemm`, below), each on its own part of the product, and BLAS is told to use one thread for as
-   long as the loop runs.
-2. Threads that wait for the next loop by spinning hold a core that others could use, and where there are more
-   threads than cores a loop may wait for one that does not run: a step that takes 10 ms took 400 on a busy machine.
-   So they sleep. The OpenMP library reads OMP_WAIT_POLICY when the first loop starts, which is after this import.
+   compiled loops (`sgemm`, below), each on its own part of the product, and BLAS is told to use one thread
+   for as long as the loop runs.
+2. Threads that wait for the next loop by spinning hold a core that others could use, and where there are
+   more threads than cores a loop may wait for one that does not run: a step that takes 10 ms took 400 on a
+   busy machine. So they sleep. OpenMP reads OMP_WAIT_POLICY when the first loop starts, which is after this.
 3. A large temporary that is returned to the system costs a page fault every 4 kB when it is needed again.
    `keep_freed_memory` tells malloc to keep it.
 4. exp and erf are scalar calls unless they are written as polynomials that vectorise (`math32.py`).
@@ -22,15 +22,23 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.core import event
 from numba.extending import intrinsic
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Reordering sums, contracting into fused multiply-adds and dividing by multiplication may change the last bit.
-# NaN and infinity keep their meaning: a kernel that hides a NaN hides the bug that made it.
+# Reordering sums, contracting into fused multiply-adds and dividing by multiplication may change the last
+# bit. NaN and infinity keep their meaning: a kernel that hides a NaN hides the bug that made it.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+_ONLY_PRANGE = dict.fromkeys(
+    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
+) | {"prange": True}
+"""Of all that Numba would turn into parallel loops, only the loops that say so: it also compiles faster."""
+
+_SHARED_SOURCES = ("host.py", "math32.py", "philox.py")
+"""The files of functions that are compiled into the loops of all the others."""
 
 
 def compiled(function):
@@ -38,20 +46,57 @@ def compiled(function):
 
     The machine code is kept on disk beside the source, so only the first run ever waits for the compiler.
     """
-    return numba.njit(parallel=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(function)
+    options = {"parallel": _ONLY_PRANGE, "fastmath": _FASTMATH, "error_model": "numpy"}
+    dispatcher = numba.njit(cache=True, **options)(function)
+    # Numba forgets a function's machine code when the function's own file changes. It must also when the
+    # files change whose functions are inlined into it, or an edit of exp would seem to have no effect.
+    index = dispatcher._cache._cache_file
+    index._source_stamp = (index._source_stamp, _stamp_of_shared_sources)
+    return dispatcher
 
 
 def inlined(function):
-    """Compile a small function so that loops which call it vectorise as if it stood inside them."""
-    return numba.njit(cache=True, fastmath=_FASTMATH, error_model="numpy", inline="always")(function)
+    """Compile a function for use in compiled loops, which vectorise as if it stood inside them."""
+    return _inline(function, _FASTMATH)
 
 
-def contiguous(x: np.ndarray) -> np.ndarray:
+def inlined_as_written(function):
+    """The same for arithmetic whose steps must be done in the order in which they stand.
+
+    The one freedom left is a * b + c in one instruction. (Without naming one, the caller's freedoms would
+    apply.)
+    """
+    return _inline(function, {"contract"})
+
+
+def _inline(function, fastmath):
+    unneeded = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # a fifth of the compiler's time
+    return numba.njit(forceinline=True, fastmath=fastmath, error_model="numpy", **unneeded)(function)
+
+
+def _stamps(*names: str) -> tuple:
+    files = [(Path(__file__).parent / name).stat() for name in names]
+    return tuple((file.st_mtime, file.st_size) for file in files)
+
+
+_stamp_of_shared_sources = _stamps(*_SHARED_SOURCES)
+
+
+def contiguous(x: np.ndarray, dtype: type = np.float32) -> np.ndarray:
     """x itself where its elements lie in C order, aligned and writeable, else a copy for which that is true.
 
-    Compiled code is made for one kind of array; every other kind would cost a compilation of its own.
+    Compiled code is made for one kind of array; every other kind would cost a compilation of its own. Raises
+    TypeError for another dtype: no rung converts, since a silent mix of precisions is a bug of the caller.
     """
+    check_dtype(x, dtype)
     return x if x.flags.carray else np.array(x, order="C")
+
+
+def check_dtype(x: np.ndarray, dtype: type = np.float32) -> None:
+    if x.dtype != dtype:
+        raise TypeError(
+            f"compiled kernels take {np.dtype(dtype)} here, not {x.dtype}: use one dtype for all arrays"
+        )
 
 
 @intrinsic
@@ -65,7 +110,7 @@ def _float32_pointer(typing_context, address):
 @inlined
 def float32_array(address, size):
     """The `size` float32 values from `address` on as an array, for one compiled loop over many arrays."""
-    return numba.carray(_float32_pointer(address), size)
+    return numba.carray(_float32_pointer(address), size)  # pyright: ignore[reportCallIssue]
 
 
 def chunks_of(arrays, size):
@@ -101,7 +146,7 @@ class _Announcement(event.Listener):
 event.register("numba:compile", _Announcement())
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # BLAS inside compiled loops
 
 
@@ -113,19 +158,6 @@ def _find_openblas() -> ctypes.CDLL | None:
             return ctypes.CDLL(str(library))
     return None
 
-
-__all__ = [
-    "HAS_SGEMM",
-    "chunks_of",
-    "compiled",
-    "contiguous",
-    "float32_array",
-    "inlined",
-    "prange",
-    "sgemm",
-    "single_threaded_blas",
-    "thread_count",
-]
 
 _openblas = _find_openblas()
 
@@ -152,13 +184,39 @@ sgemm = types.ExternalFunction(
 )  # fmt: skip
 """c = alpha a b + beta c on row-major float32 matrices, callable from `@compiled` code.
 
-Addresses are `array.ctypes.data`; a row length is the distance in elements from one row to the next, so a block of
-a larger matrix needs no copy. Call it under `single_threaded_blas`.
-"""
+Addresses are `array.ctypes.data`; a row length is the distance in elements from one row to the next, so a
+block of a larger matrix needs no copy. Call it under `single_threaded_blas`. """
+
+
+@inlined
+def product(alpha, a, b, beta, c):
+    """c = alpha a b + beta c in compiled code, for float32 views a (M, K), b (K, N), c (M, N).
+
+    Each may be a block of a larger matrix, a and b also the transpose of one: BLAS is told, nothing is
+    copied."""
+    sgemm(
+        ROW_MAJOR, _transposed(a), _transposed(b),
+        a.shape[0], b.shape[1], a.shape[1],
+        np.float32(alpha), a.ctypes.data, _row_length(a),
+        b.ctypes.data, _row_length(b),
+        np.float32(beta), c.ctypes.data, _row_length(c),
+    )  # fmt: skip
+
+
+@inlined
+def _transposed(x):
+    return NO_TRANSPOSE if x.strides[1] == x.itemsize else TRANSPOSE
+
+
+@inlined
+def _row_length(x):
+    if x.strides[1] == x.itemsize:
+        return max(x.strides[0] // x.itemsize, x.shape[1])  # a single row may say anything about the next
+    return max(x.strides[1] // x.itemsize, x.shape[0])
 
 
 class _SingleThreadedBlas:
-    """While a compiled loop runs, its own threads are the only ones: BLAS gets one, and its old number afterwards."""
+    """While a compiled loop runs, its threads are the only ones: BLAS gets one, then its old number again."""
 
     def __enter__(self):
         if _openblas is not None:
@@ -175,16 +233,15 @@ def single_threaded_blas() -> _SingleThreadedBlas:
     return _SingleThreadedBlas()
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Memory
 
 
 def keep_freed_memory() -> None:
     """Tell glibc's malloc to keep freed blocks, however large, instead of returning them to the system.
 
-    A training step allocates the same large arrays again and again; fetched anew, each page costs a fault and is
-    zeroed by the kernel (13 ms for 47 MB). Elsewhere than on glibc this does nothing.
-    """
+    A training step allocates the same large arrays again and again; fetched anew, each page costs a fault and
+    is zeroed by the kernel (13 ms for 47 MB). Elsewhere than on glibc this does nothing."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

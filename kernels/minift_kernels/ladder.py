@@ -74,7 +74,7 @@ class Ladder:
         return wish
 
     def default(self, x) -> str:
-        """The name of the rung that runs on `x` where nobody wished for another: the fastest that takes it."""
+        """The name of the rung that runs on `x` where nobody wished for another: the fastest taker."""
         return next(name for name in takers(x) if name in self.rungs)
 
 

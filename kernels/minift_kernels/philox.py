@@ -1,14 +1,15 @@
-"""Philox 4x32-10: random bits without a state (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""Philox 4x32-10: random bits without a state.
 
-A block cipher in miniature: ten rounds scramble a 128-bit counter under a 64-bit key into four random 32-bit words.
-Which element needs which word is known from its index alone, so threads need not agree on an order, every rung draws
-the same bits, and backward draws again what forward drew instead of keeping it.
+A block cipher in miniature: ten rounds scramble a 128-bit counter under a 64-bit key into four random 32-bit
+words. Which element needs which word is known from its index alone, so threads need not agree on an order,
+every rung draws the same bits, and backward draws again what forward drew instead of keeping it.
+(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".)
 """
 
 import numpy as np
-from numba import njit
 
 from minift_kernels.arrays import array_namespace
+from minift_kernels.host import inlined_as_written
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 """What each round multiplies words 0 and 2 by."""
@@ -20,7 +21,7 @@ ROUNDS = 10
 
 
 def philox(counter, key):
-    """Four arrays of random uint32 from `counter`, four uint32 arrays that broadcast, and `key`, two integers."""
+    """Four arrays of random uint32 from `counter`, four arrays of uint32, and `key`, two integers."""
     xp = array_namespace(counter[0])
     low_half = xp.uint64(0xFFFFFFFF)
     # Words are kept in uint64 so that a product of two of them has room for its high half.
@@ -50,9 +51,14 @@ def keep_scale(p: float) -> float:
     return 1 / (1 - p) if p < 1 else 0.0
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+def word_threshold(p: float) -> np.uint32:
+    """The same for compiled loops, which compare 32 bits; at p = 1 the scale of 0 drops what is left."""
+    return np.uint32(min(drop_threshold(p), 2**32 - 1))
+
+
+@inlined_as_written
 def philox_words(words, c0, c1, c2, c3, k0, k1):
-    """Fill words (4 n,) of uint32 from the counters (c0 + 0, c1, c2, c3) to (c0 + n - 1, c1, c2, c3), all uint32.
+    """Fill words (4 n,) from the counters (c0 + 0, c1, c2, c3) to (c0 + n - 1, c1, c2, c3); all are uint32.
 
     The same steps as above for one counter at a time, in a compiled loop.
     """
@@ -72,3 +78,11 @@ def philox_words(words, c0, c1, c2, c3, k0, k1):
         words[4 * block + 1] = w1
         words[4 * block + 2] = w2
         words[4 * block + 3] = w3
+
+
+@inlined_as_written
+def drop(x, words, threshold, scale, y):
+    """y = x scale where the word is at least the threshold, else 0."""
+    for i in range(len(x)):
+        scaled = x[i] * scale
+        y[i] = scaled if words[i] >= threshold else np.float32(0)

@@ -1,13 +1,12 @@
-"""One contract for all rungs of an operation: see `cases.py` for what is run on what.
+"""One contract for all rungs of an operation: see `kernel_cases.py` for what is run on what.
 
-Every rung, on every case: the values of the float64 reference, the same bits twice, the same values from arrays that
-are not contiguous, and no byte read or written that it was not given.
-"""
+Every rung, on every case: the values of the float64 reference, the same bits twice, the same values from
+arrays that are not contiguous, and no byte read or written that it was not given."""
 
 import numpy as np
 import pytest
-from cases import OPERATIONS
 from guards import GuardedNumpy, guarded
+from kernel_cases import OPERATIONS
 from minift_kernels import OPERATIONS as LADDERS
 
 CASES = [

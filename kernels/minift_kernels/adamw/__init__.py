@@ -1,4 +1,4 @@
-"""AdamW: Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019), as torch.optim.AdamW.
+"""AdamW: Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019), as in PyTorch.
 
     m = beta1 m + (1 - beta1) g            v = beta2 v + (1 - beta2) g^2
     w = w - lr weight_decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
@@ -10,6 +10,7 @@ Parameters and moments change in place, gradients never.
 """
 
 from minift_kernels.adamw import numba_cpu, reference
+from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
 
 ladder = Ladder("adamw", {"reference": reference, "numba_cpu": numba_cpu})
@@ -35,6 +36,9 @@ def step(
     """
     if not parameters:
         return
+    for name, arrays in (("a gradient", gradients), ("m", first_moments), ("v", second_moments)):
+        for parameter, array in zip(parameters, arrays, strict=True):
+            check_shape("adamw", name, array, parameter.shape)
     ladder.rung(parameters[0]).step(
         parameters,
         gradients,

@@ -1,14 +1,15 @@
-"""Rung 2, one pass over memory: each element's parameter, gradient and two moments are read once and written once.
+"""Rung 2, one pass over memory: each element's parameter, gradient and two moments are read once and written
+once.
 
-All arrays are cut into chunks, and one parallel loop runs over the chunks of all of them, so that a bias of 384
-numbers costs no launch of its own.
-"""
+All arrays are cut into chunks, and one parallel loop runs over the chunks of all of them, so that a bias of
+384 numbers costs no launch of its own."""
 
 import math
 
 import numpy as np
+from numba import prange
 
-from minift_kernels.host import chunks_of, compiled, float32_array, prange
+from minift_kernels.host import chunks_of, compiled, contiguous, float32_array
 
 _CHUNK = 1 << 15
 """Elements a thread updates at a time."""
@@ -29,7 +30,7 @@ def step(
     gradient_scale=1.0,
 ):
     lists = (parameters, gradients, first_moments, second_moments)
-    flat = [[np.ascontiguousarray(array) for array in arrays] for arrays in lists]
+    flat = [[contiguous(array) for array in arrays] for arrays in lists]
     _step(
         np.array([[array.ctypes.data for array in arrays] for arrays in flat], np.int64),
         chunks_of(parameters, _CHUNK),

@@ -3,22 +3,24 @@
     reference   the formula, one text and one head at a time
     numba_cpu   blocks of queries whose scores stay in cache, on all cores
 
-Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention, Ainslie
-et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is columns n D to
-(n + 1) D. M is inferred from the shapes.
+Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention,
+Ainslie et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is
+columns n D to (n + 1) D. M is inferred from the shapes.
 
-Texts are given as segments, (start, end) pairs of rows, for the queries and for the keys. They may differ in length
-(a cache holds more keys than there are new queries) and leave gaps. A query in no segment has zero output and no
-gradient, a key in no segment gets none. Causal aligns the ends: query i of n sees keys up to len(keys) - n + i. A
-query that sees no key has zero output.
+Texts are given as segments, (start, end) pairs of rows, for the queries and for the keys. They may differ in
+length (a cache holds more keys than there are new queries) and leave gaps. A query in no segment has zero
+output and no gradient, a key in no segment gets none. Causal aligns the ends: query i of n sees keys up to
+len(keys) - n + i. A query that sees no key has zero output.
 
-No rung keeps a T x T matrix from forward to backward. Forward returns the log of each row's sum of exponentials, from
-which backward recomputes the probabilities (Dao et al. 2022 and 2023, FlashAttention and FlashAttention-2).
+No rung keeps a T x T matrix from forward to backward. Forward returns the log of each row's sum of
+exponentials, from which backward recomputes the probabilities (Dao et al. 2022 and 2023, FlashAttention and
+FlashAttention-2).
 
 The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of Philox with the counter
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.attention import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
@@ -29,7 +31,8 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
     """out (T, N D) and logsumexp (N, T) from q (T, N D), k and v (Tk, M D), segments (B, 2) of integers.
 
     `key` is two uint32, which choose the dropout mask. Rows that see no key have out 0 and logsumexp -inf.
-    Raises ValueError where shapes do not fit.
+    Query segments must not overlap, nor key segments. Raises ValueError where shapes do not fit, IndexError
+    for a segment beyond the rows.
     """
     _check_shapes(q, k, v, q_segments, k_segments, heads)
     return ladder.rung(q).forward(q, k, v, q_segments, k_segments, heads, scale, causal, dropout, key)
@@ -39,6 +42,8 @@ def backward(
     dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)
 ):
     """dq (T, N D), dk and dv (Tk, M D) from dout (T, N D), forward's inputs and forward's results."""
+    _check_shapes(q, k, v, q_segments, k_segments, heads)
+    check_shape("attention", "dout", dout, q.shape)
     return ladder.rung(q).backward(
         dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal, dropout, key
     )

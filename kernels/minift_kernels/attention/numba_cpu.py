@@ -1,30 +1,28 @@
-"""Rung 2, compiled loops around small matrix products. A task is a text and a head; its queries are taken a block at a
-time, so that a block's scores against all keys stay in the second-level cache: they are computed, exponentiated and
-multiplied with v without going to memory, and no T x T matrix exists.
+"""Rung 2, compiled loops around small matrix products. A task is a text and a head; its queries are taken a
+block at a time, so that a block's scores against all keys stay in the second-level cache: they are computed,
+exponentiated and multiplied with v without going to memory, and no T x T matrix exists.
 
 Tasks are ordered head by head, so that threads which each take a run of tasks get equal shares of long texts.
 """
 
 import numpy as np
+from numba import prange
 
+from minift_kernels.arrays import check_segments
 from minift_kernels.attention import reference
 from minift_kernels.host import (
     HAS_SGEMM,
-    NO_TRANSPOSE,
-    ROW_MAJOR,
-    TRANSPOSE,
     compiled,
     contiguous,
     inlined,
-    prange,
-    sgemm,
+    product,
     single_threaded_blas,
 )
-from minift_kernels.math32 import exp
-from minift_kernels.philox import drop_threshold, keep_scale, philox_words
+from minift_kernels.math32 import exp, largest
+from minift_kernels.philox import drop, keep_scale, philox_words, word_threshold
 
 _SCORES = 1 << 15
-"""Scores of a block of queries against all keys, at most (but at least 8 queries): 128 kB, of 512 kB of cache."""
+"""Scores of a block of queries against all keys, at most (but at least 8 queries): 128 kB of cache."""
 
 
 def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
@@ -37,11 +35,11 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
             contiguous(q),
             contiguous(k),
             contiguous(v),
-            _segments(q_segments),
-            _segments(k_segments),
+            _segments(q_segments, len(q)),
+            _segments(k_segments, len(k)),
             np.float32(scale),
             causal,
-            *_dropout_arguments(dropout, key),
+            _mask(dropout, key),
             out,
             logsumexp,
         )
@@ -64,11 +62,11 @@ def backward(
             contiguous(v),
             contiguous(out),
             contiguous(logsumexp),
-            _segments(q_segments),
-            _segments(k_segments),
+            _segments(q_segments, len(q)),
+            _segments(k_segments, len(k)),
             np.float32(scale),
             causal,
-            *_dropout_arguments(dropout, key),
+            _mask(dropout, key),
             dq,
             dk,
             dv,
@@ -76,158 +74,164 @@ def backward(
     return dq, dk, dv
 
 
-def _segments(segments):
-    return contiguous(segments.astype(np.int64, copy=False))
+def _segments(segments, rows):
+    check_segments(segments, rows)
+    return contiguous(segments.astype(np.int64, copy=False), np.int64)
 
 
-def _dropout_arguments(dropout, key):
-    return drop_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
+def _mask(dropout, key):
+    """All that decides which probabilities are kept, and what these are multiplied by."""
+    return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
 
 
 @compiled
-def _forward(q, k, v, q_segments, k_segments, scale, causal, threshold, keep, key0, key1, out, logsumexp):
+def _forward(q, k, v, q_segments, k_segments, scale, causal, mask, out, logsumexp):
     heads, texts = len(logsumexp), len(q_segments)
-    size = q.shape[1] // heads
-    group = heads // (k.shape[1] // size)
     for task in prange(heads * texts):
         n, text = task // texts, task % texts
-        q_start, q_end = q_segments[text]
-        k_start, k_end = k_segments[text]
-        keys = k_end - k_start
-        k_n = _address(k, k_start, n // group * size)
-        v_n = _address(v, k_start, n // group * size)
-        block = max(8, _SCORES // max(1, keys))
-        scores = np.empty((min(block, q_end - q_start), keys), np.float32)
-        words = np.empty((keys + 3) // 4 * 4, np.uint32)
-        for start in range(q_start, q_end if keys > 0 else q_start, block):
-            rows = min(block, q_end - start)
-            # scores = scale q k^T  (rows, keys)
-            sgemm(
-                ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, rows, keys, size, scale,
-                _address(q, start, n * size), q.shape[1], k_n, k.shape[1],
-                np.float32(0), scores.ctypes.data, keys,
-            )  # fmt: skip
-            for i in range(rows):
-                t = start + i
-                seen = min(keys, keys - (q_end - t) + 1) if causal else keys
-                logsumexp[n, t] = _softmax(scores[i], seen)
-                if threshold > 0:
-                    philox_words(words, np.uint32(0), np.uint32(t), np.uint32(n), np.uint32(1), key0, key1)
-                    for j in range(keys):
-                        scores[i, j] *= keep if np.int64(words[j]) >= threshold else np.float32(0)
-            # out = probabilities v  (rows, D)
-            sgemm(
-                ROW_MAJOR, NO_TRANSPOSE, NO_TRANSPOSE, rows, size, keys, np.float32(1),
-                scores.ctypes.data, keys, v_n, v.shape[1],
-                np.float32(0), _address(out, start, n * size), out.shape[1],
-            )  # fmt: skip
-
-
-@compiled
-def _backward(
-    dout,
-    q,
-    k,
-    v,
-    out,
-    logsumexp,
-    q_segments,
-    k_segments,
-    scale,
-    causal,
-    threshold,
-    keep,
-    key0,
-    key1,
-    dq,
-    dk,
-    dv,
-):
-    heads, texts = len(logsumexp), len(q_segments)
-    size = q.shape[1] // heads
-    key_heads = k.shape[1] // size
-    group = heads // key_heads
-    for task in prange(key_heads * texts):
-        m, text = task // texts, task % texts
-        q_start, q_end = q_segments[text]
-        k_start, k_end = k_segments[text]
-        keys = k_end - k_start
-        k_m, v_m = _address(k, k_start, m * size), _address(v, k_start, m * size)
-        dk_m, dv_m = _address(dk, k_start, m * size), _address(dv, k_start, m * size)
-        block = max(8, _SCORES // max(1, keys))
-        probabilities = np.empty((min(block, q_end - q_start), keys), np.float32)
-        dscores = np.empty((min(block, q_end - q_start), keys), np.float32)
-        words = np.empty((keys + 3) // 4 * 4, np.uint32)
-        for n in range(m * group, (m + 1) * group):
-            for start in range(q_start, q_end if keys > 0 else q_start, block):
-                rows = min(block, q_end - start)
-                q_n, dout_n = _address(q, start, n * size), _address(dout, start, n * size)
-                # scores = scale q k^T and dprobabilities = dout v^T  (rows, keys)
-                sgemm(
-                    ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, rows, keys, size, scale,
-                    q_n, q.shape[1], k_m, k.shape[1], np.float32(0), probabilities.ctypes.data, keys,
-                )  # fmt: skip
-                sgemm(
-                    ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, rows, keys, size, np.float32(1),
-                    dout_n, dout.shape[1], v_m, v.shape[1], np.float32(0), dscores.ctypes.data, keys,
-                )  # fmt: skip
-                for i in range(rows):
-                    t = start + i
-                    seen = min(keys, keys - (q_end - t) + 1) if causal else keys
-                    # dscores = probabilities (dprobabilities - dout . out)
-                    dot = np.float32(0)
-                    for d in range(n * size, (n + 1) * size):
-                        dot += dout[t, d] * out[t, d]
-                    if threshold > 0:
-                        philox_words(
-                            words, np.uint32(0), np.uint32(t), np.uint32(n), np.uint32(1), key0, key1
-                        )
-                    for j in range(seen):
-                        kept = np.float32(1)
-                        if threshold > 0:
-                            kept = keep if np.int64(words[j]) >= threshold else np.float32(0)
-                        p = exp(probabilities[i, j] - logsumexp[n, t])
-                        dscores[i, j] = p * (dscores[i, j] * kept - dot)
-                        probabilities[i, j] = p * kept
-                    for j in range(max(0, seen), keys):
-                        dscores[i, j] = probabilities[i, j] = np.float32(0)
-                # dv += probabilities^T dout, dk += scale dscores^T q  (keys, D)
-                sgemm(
-                    ROW_MAJOR, TRANSPOSE, NO_TRANSPOSE, keys, size, rows, np.float32(1),
-                    probabilities.ctypes.data, keys, dout_n, dout.shape[1], np.float32(1), dv_m, dv.shape[1],
-                )  # fmt: skip
-                sgemm(
-                    ROW_MAJOR, TRANSPOSE, NO_TRANSPOSE, keys, size, rows, scale,
-                    dscores.ctypes.data, keys, q_n, q.shape[1], np.float32(1), dk_m, dk.shape[1],
-                )  # fmt: skip
-                # dq = scale dscores k  (rows, D)
-                sgemm(
-                    ROW_MAJOR, NO_TRANSPOSE, NO_TRANSPOSE, rows, size, keys, scale,
-                    dscores.ctypes.data, keys, k_m, k.shape[1],
-                    np.float32(0), _address(dq, start, n * size), dq.shape[1],
-                )  # fmt: skip
+        _forward_task(n, q_segments[text], k_segments[text], q, k, v, scale, causal, mask, out, logsumexp)
 
 
 @inlined
-def _address(x, row, column):
-    return x.ctypes.data + 4 * (row * x.shape[1] + column)
+def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, out, logsumexp):
+    """One text, one head."""
+    heads = len(logsumexp)
+    size = q.shape[1] // heads
+    m = n // (heads // (k.shape[1] // size))
+    logsumexp = logsumexp[n, q_segment[0] : q_segment[1]]  # (queries,)
+    q, out = _head(q, q_segment, n, size), _head(out, q_segment, n, size)  # (queries, D)
+    k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)  # (keys, D)
+    block, padded = _block(len(q), len(k))
+    score_buffer = np.empty((block, padded), np.float32)
+    words = np.empty(padded, np.uint32)
+    for start in range(0, len(q), block):
+        end = min(start + block, len(q))
+        columns = _seen(end - 1, q, k, causal)
+        if columns > 0:
+            scores = score_buffer[: end - start, :columns]
+            product(scale, q[start:end], k[:columns].T, 0, scores)
+            for i in range(start, end):
+                row = score_buffer[i - start]
+                logsumexp[i] = _softmax(row, _seen(i, q, k, causal))
+                if mask[0] > 0:
+                    _draw(words, q_segment[0] + i, n, mask)
+                    drop(row, words, mask[0], mask[1], row)
+            product(1, scores, v[:columns], 0, out[start:end])
+
+
+@compiled
+def _backward(dout, q, k, v, out, logsumexp, q_segments, k_segments, scale, causal, mask, dq, dk, dv):
+    heads, texts = len(logsumexp), len(q_segments)
+    key_heads = heads * k.shape[1] // q.shape[1]
+    group = heads // key_heads
+    # Query heads that share a key head add to the same dk and dv, so they are one task.
+    for task in prange(key_heads * texts):
+        m, text = task // texts, task % texts
+        for n in range(m * group, (m + 1) * group):
+            _backward_task(
+                n, m, q_segments[text], k_segments[text],
+                dout, q, k, v, out, logsumexp, scale, causal, mask, dq, dk, dv,
+            )  # fmt: skip
+
+
+@inlined
+def _backward_task(
+    n, m, q_segment, k_segment, dout, q, k, v, out, logsumexp, scale, causal, mask, dq, dk, dv
+):
+    """One text, one query head n and the key head m that it looks at."""
+    size = q.shape[1] // len(logsumexp)
+    logsumexp = logsumexp[n, q_segment[0] : q_segment[1]]
+    q, dq = _head(q, q_segment, n, size), _head(dq, q_segment, n, size)
+    out, dout = _head(out, q_segment, n, size), _head(dout, q_segment, n, size)
+    k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)
+    dk, dv = _head(dk, k_segment, m, size), _head(dv, k_segment, m, size)
+    block, padded = _block(len(q), len(k))
+    probability_buffer = np.zeros((block, padded), np.float32)
+    dscore_buffer = np.zeros((block, padded), np.float32)
+    words = np.empty(padded, np.uint32)
+    for start in range(0, len(q), block):
+        end = min(start + block, len(q))
+        columns = _seen(end - 1, q, k, causal)
+        if columns > 0:
+            probabilities = probability_buffer[: end - start, :columns]
+            dscores = dscore_buffer[: end - start, :columns]
+            product(scale, q[start:end], k[:columns].T, 0, probabilities)
+            product(1, dout[start:end], v[:columns].T, 0, dscores)
+            for i in range(start, end):
+                p, ds = probability_buffer[i - start], dscore_buffer[i - start]
+                _probabilities(p, logsumexp[i], _seen(i, q, k, causal))
+                if mask[0] > 0:  # out was (p * kept) v, so dp is kept * (dout v^T)
+                    _draw(words, q_segment[0] + i, n, mask)
+                    drop(ds, words, mask[0], mask[1], ds)
+                _softmax_backward(ds, p, dout[i], out[i])
+                if mask[0] > 0:
+                    drop(p, words, mask[0], mask[1], p)
+            product(1, probabilities.T, dout[start:end], 1, dv[:columns])
+            product(scale, dscores.T, q[start:end], 1, dk[:columns])
+            product(scale, dscores, k[:columns], 0, dq[start:end])
+
+
+@inlined
+def _head(x, segment, n, size):
+    """The rows of one text and the columns of one head."""
+    return x[segment[0] : segment[1], n * size : (n + 1) * size]
+
+
+@inlined
+def _block(queries, keys):
+    """How many queries make a block, and a row length without a remainder that would not vectorise."""
+    padded = max(8, (keys + 7) // 8 * 8)
+    return max(1, min(queries, max(8, _SCORES // padded))), padded
+
+
+@inlined
+def _seen(i, q, k, causal):
+    """How many keys query i sees."""
+    return len(k) - len(q) + i + 1 if causal else len(k)
 
 
 @inlined
 def _softmax(row, seen):
-    """Softmax of row[:seen] in place, 0 behind it; the log of the sum of exponentials, -inf where seen is none."""
-    for j in range(max(0, seen), len(row)):
-        row[j] = np.float32(0)
-    result = np.float32(-np.inf)
+    """Softmax of row[:seen] in place, 0 behind it; returns the log of the sum of exponentials."""
+    _hide(row, seen)
+    if seen <= 0:
+        return np.float32(-np.inf)
+    shift = largest(row)
+    total = np.float32(0)
+    for j in range(len(row)):
+        row[j] = exp(row[j] - shift)
+        total += row[j]
+    for j in range(len(row)):
+        row[j] *= np.float32(1) / total
+    return shift + np.log(total)
+
+
+@inlined
+def _probabilities(row, logsumexp, seen):
+    """The same from the scores and forward's result."""
+    _hide(row, seen)
     if seen > 0:
-        largest = row[0]
-        for j in range(1, seen):
-            largest = max(largest, row[j])
-        total = np.float32(0)
-        for j in range(seen):
-            row[j] = exp(row[j] - largest)
-            total += row[j]
-        for j in range(seen):
-            row[j] *= np.float32(1) / total
-        result = largest + np.log(total)
-    return result
+        for j in range(len(row)):
+            row[j] = exp(row[j] - logsumexp)
+
+
+@inlined
+def _softmax_backward(ds, p, dout, out):
+    """ds_j = p_j (dp_j - sum_i p_i dp_i) in place of dp; that sum is dout . out (Dao 2023, equation 4)."""
+    dot = np.float32(0)
+    for d in range(len(out)):
+        dot += dout[d] * out[d]
+    for j in range(len(p)):
+        ds[j] = p[j] * (ds[j] - dot)
+
+
+@inlined
+def _hide(row, seen):
+    """What a query does not see gets the score -inf, whose exponential is 0; without any other, 0 itself."""
+    for j in range(max(0, seen), len(row)):
+        row[j] = np.float32(-np.inf) if seen > 0 else np.float32(0)
+
+
+@inlined
+def _draw(words, t, n, mask):
+    philox_words(words, np.uint32(0), np.uint32(t), np.uint32(n), np.uint32(1), mask[2], mask[3])

@@ -1,6 +1,6 @@
-"""Rung 1, the formula, one text and one head at a time: the probabilities are written out, used and forgotten."""
+"""Rung 1, the formula, one text and one head at a time: probabilities are written out, used and forgotten."""
 
-from minift_kernels.arrays import array_namespace
+from minift_kernels.arrays import array_namespace, check_segments
 from minift_kernels.philox import drop_threshold, keep_scale, philox
 
 
@@ -47,6 +47,8 @@ def backward(
 
 def _texts_and_heads(q, k, q_segments, k_segments, heads):
     """For each text and head: the head's number, and where its queries and its keys stand (rows, columns)."""
+    check_segments(q_segments, len(q))
+    check_segments(k_segments, len(k))
     size = q.shape[1] // heads
     queries_per_key_head = heads // (k.shape[1] // size)
     for (q_start, q_end), (k_start, k_end) in zip(q_segments.tolist(), k_segments.tolist(), strict=True):
@@ -64,7 +66,7 @@ def _texts_and_heads(q, k, q_segments, k_segments, heads):
 
 
 def _scores(q, k, scale, causal):
-    """scale q k^T, with -inf where a query may not look: causal lets query i of n see keys up to len(k) - n + i."""
+    """scale q k^T, -inf where a query may not look: causal lets query i see len(k) - len(q) + i + 1 keys."""
     xp = array_namespace(q)
     scores = scale * (q @ k.T)
     if causal:
@@ -74,7 +76,7 @@ def _scores(q, k, scale, causal):
 
 
 def _dropout(rows, n, keys, dropout, key, q):
-    """What each probability is multiplied by: 0 where dropped, 1 / (1 - dropout) where kept; (queries, keys)."""
+    """What each probability is multiplied by, (queries, keys): 0 if dropped, 1 / (1 - dropout) if kept."""
     xp = array_namespace(q)
     threshold = drop_threshold(dropout)
     if threshold == 0:

@@ -1,4 +1,4 @@
-"""Dropout: each element becomes 0 with probability p, the others are divided by 1 - p (Srivastava et al. 2014).
+"""Dropout: elements become 0 with probability p, the others are divided by 1 - p (Srivastava et al. 2014).
 
     reference   a random word for every element, then a comparison
     numba_cpu   words drawn a chunk at a time into cache

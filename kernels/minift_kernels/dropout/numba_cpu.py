@@ -1,20 +1,21 @@
-"""Rung 2, compiled loops. The random words of a few thousand elements at a time are drawn into a buffer that stays in
-the first-level cache, where the reference writes out the words of the whole array."""
+"""Rung 2, compiled loops. The random words of a few thousand elements at a time are drawn into a buffer that
+stays in the first-level cache, where the reference writes out the words of the whole array."""
 
 import numpy as np
+from numba import prange
 
-from minift_kernels.host import compiled, contiguous, prange
-from minift_kernels.philox import drop_threshold, keep_scale, philox_words
+from minift_kernels.host import compiled, contiguous
+from minift_kernels.philox import drop, keep_scale, philox_words, word_threshold
 
 _CHUNK = 4096
-"""Elements drawn at a time: a multiple of 4, and a divisor of 2^32 so that a chunk's counters share a high word."""
+"""Elements drawn at a time: a power of 2, so that the counters of a chunk share their high word."""
 
 
 def forward(x, p, key):
     y = np.empty(x.shape, np.float32)
     key0, key1 = (np.uint32(k) for k in key)
     _forward(
-        contiguous(x).reshape(-1), drop_threshold(p), np.float32(keep_scale(p)), key0, key1, y.reshape(-1)
+        contiguous(x).reshape(-1), word_threshold(p), np.float32(keep_scale(p)), key0, key1, y.reshape(-1)
     )
     return y
 
@@ -22,11 +23,10 @@ def forward(x, p, key):
 @compiled
 def _forward(x, threshold, scale, key0, key1, y):
     for chunk in prange((len(x) + _CHUNK - 1) // _CHUNK):
-        start = chunk * _CHUNK
-        size = min(_CHUNK, len(x) - start)
-        words = np.empty(_CHUNK, np.uint32)
+        start, end = chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(x))
         block = np.uint64(start // 4)
-        low, high = np.uint32(block), np.uint32(block >> np.uint64(32))
-        philox_words(words, low, high, np.uint32(0), np.uint32(0), key0, key1)
-        for i in range(size):
-            y[start + i] = x[start + i] * scale if np.int64(words[i]) >= threshold else np.float32(0)
+        words = np.empty(_CHUNK, np.uint32)
+        philox_words(
+            words, np.uint32(block), np.uint32(block >> np.uint64(32)), np.uint32(0), np.uint32(0), key0, key1
+        )
+        drop(x[start:end], words, threshold, scale, y[start:end])

@@ -1,4 +1,4 @@
-"""Embedding: row ids[t] of a table for every token. Forward gathers rows, backward adds them up where they came from.
+"""Embedding: row ids[t] of a table for every token. Forward gathers, backward adds up where rows came from.
 
     reference   fancy indexing and add.at
     numba_cpu   columns shared among the threads, no two write to one place
@@ -6,6 +6,7 @@
 Shapes: T tokens, V rows in the table, H columns.
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.embedding import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
@@ -19,4 +20,5 @@ def forward(ids, table):
 
 def backward(dy, ids, rows):
     """dtable (rows, H): row v is the sum of dy[t] over all t with ids[t] = v."""
+    check_shape("embedding", "ids", ids, dy.shape[:1])
     return ladder.rung(dy).backward(dy, ids, rows)

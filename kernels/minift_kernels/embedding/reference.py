@@ -1,4 +1,4 @@
-"""Rung 1, the formula. `add.at` adds up rows that occur more than once, which `dtable[ids] += dy` would not."""
+"""Rung 1, the formula. `add.at` adds up rows that occur more than once; `dtable[ids] += dy` would not."""
 
 from minift_kernels.arrays import array_namespace, check_indices
 

@@ -6,6 +6,7 @@
 Shapes: any; elements are independent.
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.gelu import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
@@ -19,4 +20,5 @@ def forward(x):
 
 def backward(dy, x):
     """dx = dy (Phi(x) + x phi(x)), phi the normal density; from forward's input x."""
+    check_shape("gelu", "dy", dy, x.shape)
     return ladder.rung(dy).backward(dy, x)

@@ -1,10 +1,11 @@
-"""Rung 2, one pass over memory, with erf and exp as polynomials that the compiler turns into vector instructions."""
+"""Rung 2, one pass over memory, with erf and exp as polynomials that become vector instructions."""
 
 import math
 
 import numpy as np
+from numba import prange
 
-from minift_kernels.host import compiled, contiguous, prange
+from minift_kernels.host import compiled, contiguous
 from minift_kernels.math32 import erf, exp
 
 _SQRT_HALF = np.float32(math.sqrt(0.5))

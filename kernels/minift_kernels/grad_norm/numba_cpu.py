@@ -1,11 +1,12 @@
-"""Rung 2, one pass over memory in one parallel loop over chunks of all arrays; each chunk's squares are added up in
-float64, then the chunks in their order, so that the result does not depend on the number of threads."""
+"""Rung 2, one pass over memory in one parallel loop over chunks of all arrays; each chunk's squares are added
+up in float64, then the chunks in their order, so that the result does not depend on the number of threads."""
 
 import math
 
 import numpy as np
+from numba import prange
 
-from minift_kernels.host import chunks_of, compiled, contiguous, float32_array, prange
+from minift_kernels.host import chunks_of, compiled, contiguous, float32_array
 
 _CHUNK = 1 << 15
 """Elements whose squares a thread adds up at a time."""
@@ -14,18 +15,18 @@ _CHUNK = 1 << 15
 def forward(gradients):
     gradients = [contiguous(gradient) for gradient in gradients]
     addresses = np.array([gradient.ctypes.data for gradient in gradients], np.int64)
-    return math.sqrt(_sum_of_squares(addresses, chunks_of(gradients, _CHUNK)))
+    chunks = chunks_of(gradients, _CHUNK)
+    totals = np.empty(len(chunks), np.float64)
+    _sums_of_squares(addresses, chunks, totals)
+    return math.sqrt(totals.sum())
 
 
 @compiled
-def _sum_of_squares(addresses, chunks):
-    totals = np.zeros(len(chunks), np.float64)
+def _sums_of_squares(addresses, chunks, totals):
     for chunk in prange(len(chunks)):
         number, start, size = chunks[chunk]
         g = float32_array(addresses[number] + 4 * start, size)
-        total = np.float64(0)
+        total = 0.0
         for i in range(size):
-            value = np.float64(g[i])
-            total += value * value
+            total += np.float64(g[i]) * np.float64(g[i])
         totals[chunk] = total
-    return totals.sum()

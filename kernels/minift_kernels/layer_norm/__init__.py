@@ -5,10 +5,11 @@
     reference   one array operation after another
     numba_cpu   one pass over memory, a row at a time in cache
 
-A transformer normalises the sum of a layer's output and its input, so the sum is part of the operation: it is never
-written to memory. Shapes: T rows, H columns.
+A transformer normalises the sum of a layer's output and its input, so the sum is part of the operation: it is
+never written to memory. Shapes: T rows, H columns.
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
 from minift_kernels.layer_norm import numba_cpu, reference
 
@@ -20,9 +21,14 @@ def forward(x, residual, weight, bias, eps):
 
     `residual` may be None. The last two results are what backward needs.
     """
+    if residual is not None:
+        check_shape("layer_norm", "residual", residual, x.shape)
+    check_shape("layer_norm", "weight", weight, x.shape[1:])
+    check_shape("layer_norm", "bias", bias, x.shape[1:])
     return ladder.rung(x).forward(x, residual, weight, bias, eps)
 
 
 def backward(dy, normalized, rstd, weight):
     """dx (T, H), dweight (H,) and dbias (H,). The gradient of the residual is dx as well."""
+    check_shape("layer_norm", "dy", dy, normalized.shape)
     return ladder.rung(dy).backward(dy, normalized, rstd, weight)

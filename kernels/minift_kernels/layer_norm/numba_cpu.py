@@ -1,10 +1,11 @@
-"""Rung 2, compiled loops. A row stays in the first-level cache through all its steps, so memory is read and written
-once. The gradients of weight and bias are sums over all rows: each block of rows adds up its own share, in an order
-that does not depend on the number of threads."""
+"""Rung 2, compiled loops. A row stays in the first-level cache through all its steps, so memory is read and
+written once. The gradients of weight and bias are sums over all rows: each block of rows adds up its own
+share, in an order that does not depend on the number of threads."""
 
 import numpy as np
+from numba import prange
 
-from minift_kernels.host import compiled, contiguous, prange
+from minift_kernels.host import compiled, contiguous, inlined
 
 _BLOCK_ROWS = 64
 """Rows whose share of dweight and dbias is added up together: few enough to balance, enough to pay."""
@@ -22,57 +23,64 @@ def forward(x, residual, weight, bias, eps):
 
 def backward(dy, normalized, rstd, weight):
     dx = np.empty_like(normalized, order="C")
-    dweight, dbias = _backward(
-        contiguous(dy), contiguous(normalized), contiguous(rstd), contiguous(weight), dx
+    blocks = (len(dy) + _BLOCK_ROWS - 1) // _BLOCK_ROWS
+    dweights = np.zeros((blocks, dy.shape[1]), np.float32)
+    dbiases = np.zeros((blocks, dy.shape[1]), np.float32)
+    _backward(
+        contiguous(dy), contiguous(normalized), contiguous(rstd), contiguous(weight), dx, dweights, dbiases
     )
-    return dx, dweight, dbias
+    return dx, dweights.sum(axis=0), dbiases.sum(axis=0)
 
 
 @compiled
 def _forward(x, residual, weight, bias, eps, y, normalized, rstd):
-    rows, columns = x.shape
-    for r in prange(rows):
-        total = np.float32(0)
-        for c in range(columns):
-            value = x[r, c]
-            if len(residual) > 0:
-                value += residual[r, c]
-            normalized[r, c] = value
-            total += value
-        mean = total / np.float32(columns)
-        squares = np.float32(0)
-        for c in range(columns):
-            normalized[r, c] -= mean
-            squares += normalized[r, c] * normalized[r, c]
-        rstd[r] = np.float32(1) / np.sqrt(squares / np.float32(columns) + eps)
-        for c in range(columns):
-            normalized[r, c] *= rstd[r]
+    for r in prange(len(x)):
+        if len(residual) > 0:
+            for c in range(x.shape[1]):
+                normalized[r, c] = x[r, c] + residual[r, c]
+        else:
+            for c in range(x.shape[1]):
+                normalized[r, c] = x[r, c]
+        rstd[r] = _normalize(normalized[r], eps)
+        for c in range(x.shape[1]):
             y[r, c] = normalized[r, c] * weight[c] + bias[c]
 
 
+@inlined
+def _normalize(x, eps):
+    """Give x mean 0 and variance 1, in place; returns 1 / the standard deviation it had."""
+    size = np.float32(len(x))
+    total = np.float32(0)
+    for c in range(len(x)):
+        total += x[c]
+    mean = total / size
+    squares = np.float32(0)
+    for c in range(len(x)):
+        x[c] -= mean
+        squares += x[c] * x[c]
+    rstd = np.float32(1) / np.sqrt(squares / size + eps)
+    for c in range(len(x)):
+        x[c] *= rstd
+    return rstd
+
+
 @compiled
-def _backward(dy, normalized, rstd, weight, dx):
-    rows, columns = dy.shape
-    blocks = (rows + _BLOCK_ROWS - 1) // _BLOCK_ROWS
-    dweights = np.zeros((blocks, columns), np.float32)
-    dbiases = np.zeros((blocks, columns), np.float32)
-    for block in prange(blocks):
-        for r in range(block * _BLOCK_ROWS, min(rows, (block + 1) * _BLOCK_ROWS)):
-            total, dot = np.float32(0), np.float32(0)
-            for c in range(columns):
-                dbiases[block, c] += dy[r, c]
-                dweights[block, c] += dy[r, c] * normalized[r, c]
-                dnormalized = dy[r, c] * weight[c]
-                total += dnormalized
-                dot += dnormalized * normalized[r, c]
-            mean_term = total / np.float32(columns)
-            rstd_term = dot / np.float32(columns)
-            for c in range(columns):
-                dnormalized = dy[r, c] * weight[c]
-                dx[r, c] = (dnormalized - mean_term - normalized[r, c] * rstd_term) * rstd[r]
-    dweight, dbias = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
-    for block in range(blocks):
-        for c in range(columns):
-            dweight[c] += dweights[block, c]
-            dbias[c] += dbiases[block, c]
-    return dweight, dbias
+def _backward(dy, normalized, rstd, weight, dx, dweights, dbiases):
+    for block in prange(len(dbiases)):
+        for r in range(block * _BLOCK_ROWS, min(len(dy), (block + 1) * _BLOCK_ROWS)):
+            _backward_row(dy[r], normalized[r], rstd[r], weight, dx[r], dweights[block], dbiases[block])
+
+
+@inlined
+def _backward_row(dy, normalized, rstd, weight, dx, dweight, dbias):
+    size = np.float32(len(dy))
+    total, dot = np.float32(0), np.float32(0)
+    for c in range(len(dy)):
+        dbias[c] += dy[c]
+        dweight[c] += dy[c] * normalized[c]
+        dnormalized = dy[c] * weight[c]
+        total += dnormalized
+        dot += dnormalized * normalized[c]
+    mean_term, rstd_term = total / size, dot / size
+    for c in range(len(dy)):
+        dx[c] = (dy[c] * weight[c] - mean_term - normalized[c] * rstd_term) * rstd

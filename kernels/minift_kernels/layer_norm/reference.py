@@ -1,4 +1,4 @@
-"""Rung 1, the formula. The variance is a mean of squared deviations, not E[x^2] - E[x]^2, which cancels badly."""
+"""Rung 1, the formula. The variance is a mean of squared deviations; E[x^2] - E[x]^2 would cancel badly."""
 
 from minift_kernels.arrays import array_namespace
 

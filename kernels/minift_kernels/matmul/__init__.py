@@ -12,6 +12,7 @@ There is no backward of its own, since the gradients are products themselves:
     dbias = sum of the rows of dc       sum_rows(dc)
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
 from minift_kernels.matmul import numba_cpu, reference
 
@@ -20,6 +21,10 @@ ladder = Ladder("matmul", {"reference": reference, "numba_cpu": numba_cpu})
 
 def forward(a, b, bias=None):
     """c (M, N) from a (M, K), b (K, N) and, where given, bias (N,), added to every row."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"matmul: a {a.shape} and b {b.shape} do not fit")
+    if bias is not None:
+        check_shape("matmul", "bias", bias, b.shape[1:])
     return ladder.rung(a).forward(a, b, bias)
 
 

@@ -6,6 +6,7 @@
 Shapes: R rows, C columns; both rungs take any number of leading axes as rows.
 """
 
+from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
 from minift_kernels.softmax import numba_cpu, reference
 
@@ -19,4 +20,5 @@ def forward(x):
 
 def backward(dy, y):
     """dx (R, C) from the output y and its gradient dy: dx_i = y_i (dy_i - sum_j dy_j y_j)."""
+    check_shape("softmax", "dy", dy, y.shape)
     return ladder.rung(dy).backward(dy, y)

@@ -1,4 +1,4 @@
-"""Rung 1, the formula. The largest value of a row is subtracted first: exp cannot overflow, the ratio is the same."""
+"""Rung 1, the formula. A row's largest value is subtracted: exp cannot overflow, the ratio is the same."""
 
 from minift_kernels.arrays import array_namespace
 

@@ -1,8 +1,9 @@
-"""What every rung of an operation must compute: for each operation how to run it, and the inputs that are hard.
+"""What every rung of an operation must compute: for each operation how to run it, and the inputs that are
+hard.
 
-A runner takes a rung and named inputs, and returns named results, forward's and backward's. Inputs are float64 (or
-integers); the contract casts them to what it checks. Odd sizes divide no block; the others are where formulas break.
-"""
+A runner takes a rung and named inputs, and returns named results, forward's and backward's. Inputs are
+float64 (or integers); the contract casts them to what it checks. Odd sizes divide no block; the others are
+where formulas break."""
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def normal(*shape, scale=1.0, seed=0):
     return values.astype(np.float32).astype(np.float64)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # How to run each operation
 
 
@@ -77,7 +78,7 @@ def run_grad_norm(rung, gradients):
     return {"norm": np.float64(rung.forward(gradients))}
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The hard inputs of each
 
 
@@ -108,8 +109,8 @@ def softmax_cases():
 def attention_cases():
     def case(lengths, heads=2, key_heads=None, size=8, key_lengths=None, gap=0, scale=None, **options):
         key_heads = key_heads or heads
-        q_segments = _segments(lengths, gap)
-        k_segments = _segments(key_lengths or lengths, gap)
+        q_segments = segments_of(lengths, gap)
+        k_segments = segments_of(key_lengths or lengths, gap)
         t, tk = int(q_segments.max()) + gap, int(k_segments.max()) + gap
         return dict(
             q=normal(t, heads * size),
@@ -155,7 +156,7 @@ def attention_cases():
     yield "scores of 1e4", whole | {name: (10 * whole[name]).round() for name in ("q", "k", "v", "dout")}
 
 
-def _segments(lengths, gap):
+def segments_of(lengths, gap):
     """(B, 2) pairs of start and end, `gap` rows between texts."""
     starts = np.cumsum([gap] + [length + gap for length in lengths[:-1]])
     return np.stack([starts, starts + lengths], axis=1).astype(np.int64)

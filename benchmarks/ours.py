@@ -1,0 +1,65 @@
+"""minift's side of every race, with the methods that `peer.py` has: whatever differs here is the library."""
+
+from importlib.metadata import version
+
+import minift
+
+
+class Trainer:
+    """A classifier of two classes, its optimizer and its schedule; arguments as in `peer.Trainer`."""
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        total_steps: int = 1000,
+        learning_rate: float = 5e-5,
+        seed: int = 0,
+        frozen_layers: int | None = None,
+        max_length: int = 128,
+    ):
+        minift.manual_seed(seed)
+        self.model = minift.load(
+            directory, task="text-classification", labels=["negative", "positive"], max_length=max_length
+        )
+        if frozen_layers is not None:
+            _freeze(self.model, frozen_layers)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = minift.AdamW(self.trainable, lr=learning_rate, weight_decay=0.01)
+        self.schedule = minift.linear_schedule(self.optimizer, total_steps, warmup_steps=total_steps // 10)
+
+    def encode(self, texts: list[str]):
+        """A packed batch: one text after the other, no padding."""
+        return self.model.encode(texts)
+
+    def tokens(self, batch) -> int:
+        return len(batch.ids)
+
+    def step(self, batch, labels: list[int]) -> float:
+        """One training step: forward, backward, clipping, update. Returns the loss."""
+        loss = minift.cross_entropy(self.model(batch), labels)
+        loss.backward()
+        minift.clip_grad_norm_(self.trainable, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def predict(self, texts: list[str]) -> list[list[float]]:
+        """The logits of each text (B, C), without dropout and without a history."""
+        self.model.eval()
+        with minift.no_grad():
+            logits = self.model(self.encode(texts)).data
+        self.model.train()
+        return logits.tolist()
+
+
+def _freeze(model, layers: int) -> None:
+    model.bert.embeddings.requires_grad_(False)
+    for name, layer in model.bert.encoder.layer.children():
+        if int(name) < layers:
+            layer.requires_grad_(False)
+
+
+def versions() -> dict[str, str]:
+    return {"minift": minift.__version__, "numpy": version("numpy"), "numba": version("numba")}

@@ -1,0 +1,110 @@
+"""Wrong arrays are refused before compiled code, which checks no bounds, could read foreign memory."""
+
+import numpy as np
+import pytest
+from minift_kernels import (
+    adamw,
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    grad_norm,
+    layer_norm,
+    matmul,
+    softmax,
+    use_kernels,
+)
+
+RUNGS = pytest.mark.parametrize("rung", ["reference", "numba_cpu"])
+
+
+@RUNGS
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_an_id_outside_the_table(rung, wrong):
+    ids, table = np.array([0, wrong]), np.zeros((5, 3), np.float32)
+    with use_kernels(rung):
+        with pytest.raises(IndexError, match=rf"embedding row {wrong} .* less than 5"):
+            embedding.forward(ids, table)
+        with pytest.raises(IndexError, match=rf"embedding row {wrong} .* less than 5"):
+            embedding.backward(np.zeros((2, 3), np.float32), ids, 5)
+
+
+@RUNGS
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_target_that_is_no_class(rung, wrong):
+    logits, targets = np.zeros((2, 3), np.float32), np.array([0, wrong])
+    with use_kernels(rung), pytest.raises(IndexError, match=rf"target class {wrong} .* less than 3"):
+        cross_entropy.forward(logits, targets)
+
+
+@RUNGS
+@pytest.mark.parametrize("p", [-0.1, 1.5])
+def test_a_probability_that_is_none(rung, p):
+    with use_kernels(rung), pytest.raises(ValueError, match=f"between 0 and 1, not {p}"):
+        dropout.forward(np.zeros(3, np.float32), p, (0, 0))
+
+
+@RUNGS
+def test_factors_that_do_not_fit(rung):
+    with use_kernels(rung), pytest.raises(ValueError):
+        matmul.forward(np.zeros((2, 3), np.float32), np.zeros((4, 5), np.float32))
+
+
+@RUNGS
+def test_attention_shapes_that_do_not_fit(rung):
+    x = np.zeros((4, 6), np.float32)
+    segments = np.array([[0, 4]])
+    with use_kernels(rung):
+        with pytest.raises(ValueError, match="4 heads do not fit"):
+            attention.forward(x, x, x, segments, segments, heads=4, scale=1.0)
+        with pytest.raises(ValueError, match="must have one shape"):
+            attention.forward(x, x, x[:3], segments, segments, heads=2, scale=1.0)
+        with pytest.raises(ValueError, match="1 query segments cannot meet 2"):
+            attention.forward(x, x, x, segments, np.zeros((2, 2), np.int64), heads=2, scale=1.0)
+        with pytest.raises(IndexError, match="segment"):
+            attention.forward(x, x, x, np.array([[0, 5]]), segments, heads=2, scale=1.0)
+
+
+@RUNGS
+def test_shapes_that_do_not_fit(rung):
+    def zeros(*shape):
+        return np.zeros(shape, np.float32)
+
+    options = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, step=1)
+    with use_kernels(rung):
+        for message, call in (
+            (
+                r"matmul: bias has shape \(3,\), not \(5,\)",
+                lambda: matmul.forward(zeros(2, 4), zeros(4, 5), zeros(3)),
+            ),
+            (r"softmax: dy has shape", lambda: softmax.backward(zeros(2, 3), zeros(2, 4))),
+            (r"gelu: dy has shape", lambda: gelu.backward(zeros(2, 3), zeros(3, 2))),
+            (
+                r"layer_norm: weight has",
+                lambda: layer_norm.forward(zeros(2, 3), None, zeros(2), zeros(3), 1e-5),
+            ),
+            (
+                r"layer_norm: residual",
+                lambda: layer_norm.forward(zeros(2, 3), zeros(2, 2), zeros(3), zeros(3), 1e-5),
+            ),
+            (r"embedding: ids", lambda: embedding.backward(zeros(2, 3), np.zeros(3, np.int64), 5)),
+            (r"cross_entropy: targets", lambda: cross_entropy.forward(zeros(2, 3), np.zeros(3, np.int64))),
+            (
+                r"cross_entropy: class_w",
+                lambda: cross_entropy.forward(zeros(1, 3), np.zeros(1, np.int64), zeros(2)),
+            ),
+            (r"adamw: m has", lambda: adamw.step([zeros(3)], [zeros(3)], [zeros(2)], [zeros(3)], **options)),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+def test_compiled_kernels_refuse_a_mix_of_precisions():
+    single, double = np.zeros((2, 2), np.float32), np.zeros((2, 2))
+    with pytest.raises(TypeError, match="float32 here, not float64"):
+        matmul.forward(single, double)
+    with pytest.raises(TypeError, match="float32 here, not float64"):
+        gelu.backward(single, double)
+    with pytest.raises(TypeError, match="float32 here, not float64"):
+        grad_norm.forward([single, double])

@@ -1,0 +1,29 @@
+"""`python -m minift_kernels`: the table of all rungs."""
+
+import pytest
+from minift_kernels import OPERATIONS
+from minift_kernels.__main__ import STEPS, main
+
+
+def test_prints_a_line_for_each_rung(capsys):
+    assert main(["grad_norm"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("grad_norm")]
+    assert [line[2] for line in lines] == list(OPERATIONS["grad_norm"].rungs)
+    assert float(lines[1][-1]) < 1e-6  # the difference
+
+
+def test_a_wrong_rung_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(OPERATIONS["grad_norm"].rungs["numba_cpu"], "forward", lambda gradients: 1.0)
+    assert main(["grad_norm"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_every_operation_has_steps():
+    assert set(STEPS) == set(OPERATIONS)
+
+
+def test_an_unknown_operation(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["fortran"])
+    assert error.value.code == 2
+    assert "there is no operation 'fortran'; there are matmul, softmax" in capsys.readouterr().err
