@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 from minift_kernels.ladder import RungError
 
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        RUN[type(command)](command)
+        with np.errstate(all="ignore"):  # what is no number is found, and named, by `finetune`
+            RUN[type(command)](command)
     except (InputError, RungError, OSError) as error:
         print(f"minift: {error}", file=sys.stderr)
         return 2

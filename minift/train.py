@@ -138,9 +138,9 @@ def finetune(config: TrainingConfig) -> dict:
                 log.write(json.dumps(line).encode() + b"\n")
                 log.flush()
                 progress.log_bytes = log.tell()
-                bar.set_postfix_str(
-                    f"loss {loss.item():.3f}, rate {rate:.1e}, {progress.tokens / progress.seconds:,.0f} tokens/s"
-                )
+                speed = progress.tokens / progress.seconds
+                postfix = f"loss {loss.item():.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s"
+                bar.set_postfix_str(postfix, refresh=False)  # update() draws, ten times a second at most
                 bar.update()
                 if config.save_every and progress.step % config.save_every == 0:
                     training_state.save(config.out, progress, options, model, optimizer)

@@ -477,8 +477,10 @@ def test_kernels_that_do_not_exist_here(tiny, rung):
 # ---- Runs that cannot go on ----
 
 
-def test_loss_that_is_no_number_stops_the_run(tiny, tmp_path):
-    done = run_process(*finetune_options(tiny, tmp_path / "out", learning_rate=1e30, warmup=0))
+@pytest.mark.parametrize("rung", ["", "reference"], ids=["default kernels", "reference"])
+def test_loss_that_is_no_number_stops_the_run(tiny, tmp_path, rung):
+    options = finetune_options(tiny, tmp_path / "out", learning_rate=1e30, warmup=0)
+    done = run_process(*options, environment={"MINIFT_KERNELS": rung})
     assert done.returncode == 2 and done.stdout == ""
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     bar, line = done.stderr.rstrip("\n").rsplit("\n", 1)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,37 @@ from minift.train import LOG, METRICS
 
 ROOT = Path(__file__).parents[1]
 STEPS = 240  # 320 texts in batches of 4, 3 times
+SAVE_EVERY = 7
 CHAINS, KILLS = 4, 3  # runs, and how often each is killed
 
 pytestmark = pytest.mark.slow
 
 
-def start(tiny, train, out, *flags) -> subprocess.Popen:
+# `minift`, killed by the system's own SIGKILL as it gives a file its name for the n-th time: just before or after.
+DYING = """
+import os, signal, sys
+from minift.cli import main
+
+when, file, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+give_name = os.replace
+
+def replace(temporary, path):
+    global times
+    times -= path.name == file
+    last = path.name == file and times == 0
+    if last and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    give_name(temporary, path)
+    if last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+def start(tiny, train, out, *flags, die: tuple[str, str, int] | None = None) -> subprocess.Popen:
+    """`minift finetune`; with `die` (before or after, file, n) it does not live longer than that moment."""
     options = {
         "model": tiny / "model",
         "train": train,
@@ -33,12 +57,13 @@ def start(tiny, train, out, *flags) -> subprocess.Popen:
         "epochs": 3,
         "batch-size": 4,
         "learning-rate": 1e-3,
-        "save-every": 7,
+        "save-every": SAVE_EVERY,
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    program = ["-m", "minift"] if die is None else ["-c", DYING, *map(str, die)]
     return subprocess.Popen(
-        [sys.executable, "-m", "minift", "finetune", *given, *flags],
+        [sys.executable, *program, "finetune", *given, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,16 +76,20 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, stderr
 
 
-def kill_when(process: subprocess.Popen, moment: Callable[[], bool], delay: float) -> None:
-    """Kill the process `delay` seconds after the moment has come."""
-    limit = time.monotonic() + 200
-    while not moment():
+def kill_after(process: subprocess.Popen, out: Path, steps: int, delay: float) -> None:
+    """Kill the process `delay` seconds after it has logged so many steps."""
+    while steps_logged(out) < steps:
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < limit, "the moment to kill did not come"
+        time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    await_death(process)
+
+
+def await_death(process: subprocess.Popen) -> None:
+    """Wait for a process that is being killed."""
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL, f"the run was not killed: {stderr}"
 
 
 def log_lines(out: Path) -> list[dict]:
@@ -92,6 +121,16 @@ def whole(tiny, train, tmp_path_factory) -> Path:
     return out
 
 
+def log_of_the_state(out: Path) -> bytes:
+    """What the log said when the state was saved; asserts that the state is whole and no older than it may be."""
+    if steps_logged(out) < SAVE_EVERY:
+        return b""
+    state = json.loads(checkpoint.read_safetensors(out / training_state.FILE).metadata["state"])
+    progress = state["progress"]
+    assert progress["step"] >= steps_logged(out) - SAVE_EVERY
+    return (out / LOG).read_bytes()[: progress["log_bytes"]]
+
+
 def assert_same_end(out: Path, whole: Path) -> None:
     found, expected = checkpoint.read_tensors(out), checkpoint.read_tensors(whole)
     assert found.keys() == expected.keys()
@@ -104,35 +143,39 @@ def assert_same_end(out: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(CHAINS))
 def test_killed_again_and_again(tiny, train, whole, tmp_path, seed):
-    """Each run is killed at two random steps, and once while it writes its state, in a random order."""
+    """Each run is killed at two random moments, and once half-way through a random save, in a random order."""
     out = tmp_path / "out"
-    state = out / training_state.FILE
-    being_written = state.with_name(state.name + ".tmp")
     chance = random.Random(seed)
-    marks = sorted(chance.sample(range(5, STEPS - 40), KILLS))
+    marks = sorted(chance.sample(range(5, STEPS - 80), KILLS))
     in_a_save = chance.randrange(KILLS)
-    torn = 0
     for number, mark in enumerate(marks):
-        process = start(tiny, train, out, "--resume")
         if number == in_a_save:
-            being_written.unlink(missing_ok=True)
-            kill_when(process, lambda mark=mark: steps_logged(out) >= mark and being_written.exists(), 0)
-            torn += being_written.exists()
+            moment = ("before", training_state.FILE, chance.randint(1, 4))
+            await_death(start(tiny, train, out, "--resume", die=moment))
+            assert list(out.glob("*.tmp")), "the kill left half a save behind"
         else:
-            kill_when(process, lambda mark=mark: steps_logged(out) >= mark, chance.uniform(0, 0.03))
-        if state.exists():
-            checkpoint.read_safetensors(state)  # whole, whenever the kill came
+            kill_after(start(tiny, train, out, "--resume"), out, mark, delay=chance.uniform(0, 0.03))
+        kept = log_of_the_state(out)
     finish(start(tiny, train, out, "--resume"))
+    assert (out / LOG).read_bytes().startswith(kept), "the run began anew instead of going on"
     assert_same_end(out, whole)
-    print(f"killed at steps after {marks}, {torn} of them half-way through a write")
 
 
 @pytest.mark.parametrize(
-    "file", [LOG, f"{training_state.FILE}.tmp", f"{checkpoint.WEIGHTS}.tmp", "config.json", METRICS]
+    "moment",
+    [
+        ("after", training_state.FILE, 1),
+        ("before", checkpoint.WEIGHTS, 1),
+        ("after", "config.json", 1),
+        ("after", METRICS, 1),
+    ],
+    ids=lambda moment: " ".join(moment[:2]),
 )
-def test_killed_as_a_file_appears(tiny, train, whole, tmp_path, file):
-    """The first and last moments of a run: its log, its first state, the model and the metrics at its end."""
+def test_killed_between_two_files(tiny, train, whole, tmp_path, moment):
+    """The moments at which the directory is neither the old nor the new: the first save, and the run's end."""
     out = tmp_path / "out"
-    kill_when(start(tiny, train, out), lambda: (out / file).exists(), 0)
+    await_death(start(tiny, train, out, die=moment))
+    kept = log_of_the_state(out)
     finish(start(tiny, train, out, "--resume"))
+    assert (out / LOG).read_bytes().startswith(kept), "the run began anew instead of going on"
     assert_same_end(out, whole)
