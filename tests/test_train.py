@@ -115,6 +115,12 @@ def test_resume_without_a_state_begins_at_the_start(tiny, tmp_path):
     assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+def test_a_finished_run_is_not_begun_anew_by_resuming(tiny, tmp_path):
+    finetune(config(tiny, tmp_path / "out"))
+    with pytest.raises(minift.InputError, match="holds a finished run; pass --overwrite"):
+        finetune(config(tiny, tmp_path / "out", resume=True))
+
+
 def stopped_run(tiny, out, monkeypatch) -> TrainingConfig:
     """A run that wrote its state at step 2 and stopped."""
     begun = config(tiny, out, save_every=2)

@@ -513,6 +513,8 @@ print(f"operations backward  {all_operations:>11} -> {operations}")
 print(f"weights to train     {all_trained:>11,} -> {trained:,}")
 print(f"AdamW's m and v      {8 * all_trained / 1e6:>8.1f} MB -> {8 * trained / 1e6:.1f} MB")
 print(f"forward + backward   {all_seconds:>9.3f} s -> {seconds:.3f} s (measured just now, once)")
+dropouts = 1 + 2 * config.num_hidden_layers + 1  # after the embeddings, twice in each layer, before the head
+assert all_operations == len(steps) + dropouts  # `steps` were counted in evaluation mode
 assert all_trained == weights_in_all
 assert trained == sum(p.data.size for p in model.parameters() if p.requires_grad) < 0.2 * all_trained
 assert operations < 0.5 * all_operations

@@ -22,7 +22,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba import types
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import event
 from numba.extending import intrinsic
 
@@ -46,12 +46,13 @@ def compiled(function):
 
     The machine code is kept on disk beside the source, so only the first run ever waits for the compiler.
     """
-    options = {"parallel": _ONLY_PRANGE, "fastmath": _FASTMATH, "error_model": "numpy"}
+    options: dict = {"parallel": _ONLY_PRANGE, "fastmath": _FASTMATH, "error_model": "numpy"}
     dispatcher = numba.njit(cache=True, **options)(function)
     # Numba forgets a function's machine code when the function's own file changes. It must also when the
     # files change whose functions are inlined into it, or an edit of exp would seem to have no effect.
-    index = dispatcher._cache._cache_file
-    index._source_stamp = (index._source_stamp, _stamp_of_shared_sources)
+    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if index is not None:  # there is none under NUMBA_DISABLE_JIT
+        index._source_stamp = (index._source_stamp, _stamp_of_shared_sources)
     return dispatcher
 
 
@@ -70,8 +71,9 @@ def inlined_as_written(function):
 
 
 def _inline(function, fastmath):
-    unneeded = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # a fifth of the compiler's time
-    return numba.njit(forceinline=True, fastmath=fastmath, error_model="numpy", **unneeded)(function)
+    # Only compiled code calls these, so the compiler need not spend time on an entrance from Python or C.
+    options: dict = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
+    return numba.njit(fastmath=fastmath, error_model="numpy", **options)(function)
 
 
 def _stamps(*names: str) -> tuple:
@@ -110,7 +112,7 @@ def _float32_pointer(typing_context, address):
 @inlined
 def float32_array(address, size):
     """The `size` float32 values from `address` on as an array, for one compiled loop over many arrays."""
-    return numba.carray(_float32_pointer(address), size)  # pyright: ignore[reportCallIssue]
+    return carray(_float32_pointer(address), size)  # pyright: ignore[reportCallIssue]
 
 
 def chunks_of(arrays, size):

@@ -18,7 +18,7 @@ _ROUNDER_BITS = _ROUNDER.view(np.int32)
 
 @inlined_as_written
 def exp(x):
-    """e^x = 2^n e^r, with n an integer and |r| <= ln(2)/2; within 2 units in the last place.
+    """e^x = 2^n e^r, with n an integer and |r| <= ln(2)/2; within 1 unit in the last place.
 
     exp(-inf) = 0, exp(inf) = inf, NaN stays NaN, and results too small for a normal float32 are denormal.
     """
