@@ -25,7 +25,7 @@ test-slow: $(VENV)/dev  ## kills, sanitizers, simulators, browsers
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/peers  ## minift and PyTorch in turn, in one run
 	$(BIN)/python benchmarks/cpu.py
