@@ -26,3 +26,29 @@ def tiny(tmp_path_factory) -> Path:
     write_tsv(folder / "train.tsv", rows(60, seed=1))
     write_tsv(folder / "dev.tsv", rows(30, seed=2))
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny):
+    """The kernels of this machine: the first process that needs them compiles them, and says so."""
+    import minift
+
+    model = minift.load(tiny / "model")
+    minift.cross_entropy(model("fine"), "positive").backward()
+    minift.AdamW(model.parameters()).step()
+
+
+@pytest.fixture
+def run(capsys, compiled):
+    """Run one command in this process: its exit status, stdout and stderr."""
+    from minift.cli import main
+
+    def run(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # how the parser of options ends
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
