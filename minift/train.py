@@ -99,8 +99,8 @@ def finetune(config: TrainingConfig) -> dict:
     options = _options(config, train_set)
     progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
     if progress is None:
-        for stale in (METRICS, training_state.FILE):
-            (config.out / stale).unlink(missing_ok=True)
+        (config.out / METRICS).unlink(missing_ok=True)
+        training_state.forget(config.out)
         progress = training_state.Progress()
         progress.before = evaluate(model, dev_set, config.batch_size) if dev_set else None
     schedule.set_step(progress.step)
@@ -155,7 +155,7 @@ def finetune(config: TrainingConfig) -> dict:
         "training_seconds": round(progress.seconds, 3),
     }
     checkpoint.write_json(config.out / METRICS, metrics)
-    (config.out / training_state.FILE).unlink(missing_ok=True)
+    training_state.forget(config.out)
     return metrics
 
 

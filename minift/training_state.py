@@ -49,6 +49,12 @@ def save(directory: Path, progress: Progress, options: dict, model: Module, opti
     checkpoint.write_tensors(directory / FILE, tensors, {"state": json.dumps(state)})
 
 
+def forget(directory: Path) -> None:
+    """Delete the state, and what a save that was killed may have left of one."""
+    for path in directory.glob(f"{FILE}*"):
+        path.unlink()
+
+
 def restore(directory: Path, options: dict, model: Module, optimizer: AdamW) -> Progress | None:
     """Set model, optimizer and random numbers to the saved state; None where there is none.
 

@@ -109,6 +109,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tiny, tmp_path, monkeyp
     assert metrics["steps"] == 16
 
 
+def test_a_finished_run_leaves_nothing_of_a_killed_save_behind(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{training_state.FILE}.tmp").write_bytes(b"half a st")
+    finetune(config(tiny, tmp_path / "out", epochs=1))
+    assert not list((tmp_path / "out").glob("*state*"))
+
+
 def test_resume_without_a_state_begins_at_the_start(tiny, tmp_path):
     finetune(config(tiny, tmp_path / "a", resume=True))
     finetune(config(tiny, tmp_path / "b"))
