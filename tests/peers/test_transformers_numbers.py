@@ -109,7 +109,7 @@ def test_float32_logits_and_every_gradient(name, shared_data):
         assert error <= 1e-4 * np.linalg.norm(gradients[key]) + 1e-6 * largest, key
 
 
-STEPS, WARMUP, BATCH = 20, 4, 8
+STEPS, WARMUP, BATCH = 20, 4, 4
 
 
 def train_both(model, peer, texts, labels):
