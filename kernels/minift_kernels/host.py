@@ -8,7 +8,8 @@ Four facts, each of which decided more than any loop (see `benchmarks/`):
    for as long as the loop runs.
 2. Threads that wait for the next loop by spinning hold a core that others could use, and where there are
    more threads than cores a loop may wait for one that does not run: a step that takes 10 ms took 400 on a
-   busy machine. So they sleep. OpenMP reads OMP_WAIT_POLICY when the first loop starts, which is after this.
+   busy machine. Threads that sleep at once must be woken for every loop, a tenth of a step in all. So they
+   spin a little and then sleep. OpenMP reads these variables when the first loop starts, which is after this.
 3. A large temporary that is returned to the system costs a page fault every 4 kB when it is needed again.
    `keep_freed_memory` tells malloc to keep it.
 4. exp and erf are scalar calls unless they are written as polynomials that vectorise (`math32.py`).
@@ -27,6 +28,7 @@ from numba.core import event
 from numba.extending import intrinsic
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # turns of an empty loop, in GNU's OpenMP
 
 # Reordering sums, contracting into fused multiply-adds and dividing by multiplication may change the last
 # bit. NaN and infinity keep their meaning: a kernel that hides a NaN hides the bug that made it.
