@@ -7,14 +7,13 @@ CONTRIBUTING.md lists the files in reading order.
 
 from minift_kernels import use_kernels
 
-from minift.bert import Bert, BertConfig
 from minift.data import Batch, Dataset, batches
 from minift.errors import InputError
 from minift.evaluate import evaluate
-from minift.heads import Prediction, TextClassification
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
 from minift.losses import cross_entropy, mse_loss
+from minift.models.bert import Bert, BertConfig
 from minift.optim import (
     AdamW,
     clip_grad_norm_,
@@ -24,6 +23,7 @@ from minift.optim import (
     linear_schedule,
 )
 from minift.random import manual_seed
+from minift.tasks.text_classification import Prediction, TextClassification
 from minift.tensor import Tensor
 from minift.train import TrainingConfig, finetune
 

@@ -11,12 +11,12 @@ import numpy as np
 import tyro
 from minift_kernels.ladder import RungError
 
-from minift.data import Dataset, Text
+from minift.data import Columns, Dataset, Text
 from minift.errors import InputError
 from minift.evaluate import evaluate
-from minift.heads import Prediction
 from minift.info import info
 from minift.load import load
+from minift.tasks.text_classification import Prediction
 from minift.train import METRICS, TrainingConfig, finetune
 
 
@@ -102,7 +102,7 @@ def run_finetune(config: TrainingConfig) -> None:
     metrics = finetune(config)
     for name in ("before", "after"):
         if metrics[name]:
-            print(f"{name:6}  accuracy {metrics[name]['accuracy']:.4f}  loss {metrics[name]['loss']:.4f}")
+            print(f"{name:6}  {in_words(metrics[name])}")
     if metrics["truncated"]:
         print(
             f"{metrics['truncated']} texts were longer than the maximum and were truncated (each epoch counts)"
@@ -113,12 +113,18 @@ def run_finetune(config: TrainingConfig) -> None:
 
 def run_evaluate(options: Evaluate) -> None:
     model = load(options.directory, max_length=options.max_length)
-    dataset = Dataset(options.data, options.text_column, options.pair_column, options.label_column)
-    metrics = evaluate(model, dataset, options.batch_size)
+    columns = Columns(options.text_column, options.pair_column, options.label_column)
+    metrics = evaluate(model, model.read(options.data, columns), options.batch_size)
     if options.json:
         print(json.dumps(metrics))
         return
-    print(f"accuracy {metrics['accuracy']:.4f}  loss {metrics['loss']:.4f}  examples {metrics['examples']}")
+    print(f"{in_words(metrics)}  examples {metrics['examples']}")
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    """`accuracy 0.9020  loss 0.2710`"""
+    shown = {name: value for name, value in metrics.items() if name not in ("examples", "seconds")}
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 
 def run_predict(options: Predict) -> None:
@@ -151,7 +157,7 @@ def read_texts(path: Path) -> list[Text]:
 def as_line(text: Text, prediction: Prediction) -> str:
     """`positive  0.98  what a film`"""
     shown = text if isinstance(text, str) else " | ".join(text)
-    return f"{prediction.label}  {prediction.probability:.3f}  {shown}"
+    return f"{prediction}  {shown}"
 
 
 def as_json(text: Text, prediction: Prediction) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,14 @@ Label = int | str
 TEXT_COLUMNS = ("sentence", "text")
 PAIR_COLUMNS = ("sentence1", "sentence2")
 LABEL_COLUMN = "label"
+
+
+class Columns(NamedTuple):
+    """The columns, or keys, that the user chose; None for those of `Dataset`'s own choice."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
 
 
 # ---- Rows of a file ------------------------------------------------------------------------------
@@ -336,6 +344,11 @@ class Batch:
     def tokens(self) -> int:
         """T."""
         return len(self.ids)
+
+    @property
+    def targets(self) -> int:
+        """How many labels count in the loss: all but those that are -100."""
+        return 0 if self.labels is None else int((self.labels != -100).sum())
 
     @property
     def segments(self) -> np.ndarray:

@@ -2,37 +2,36 @@
 
 import time
 
-import numpy as np
-
-from minift.data import Dataset, batches, warn_of_truncated
-from minift.heads import TextClassification
-from minift.losses import cross_entropy
-from minift.metrics import accuracy
+from minift.data import warn_of_truncated
 from minift.nn import evaluating
+from minift.tasks.task_model import Examples, TaskModel
 
 
-def evaluate(model: TextClassification, dataset: Dataset, batch_size: int = 32) -> dict[str, float]:
-    """{"accuracy", "loss", "examples", "seconds"} over the whole data set, with dropout off.
+def evaluate(model: TaskModel, examples: Examples, batch_size: int = 32) -> dict[str, float]:
+    """The task's metrics, the first one first, and "loss", "examples" and "seconds", with dropout off.
 
     A warning says how many texts were longer than the maximum.
 
     Raises InputError for a label that the model does not have.
     """
     started = time.perf_counter()
-    expected = dataset.label_ids(model.labels)
-    predicted = []
+    outputs = []
     loss_sum = 0.0
-    truncated = 0
+    targets = texts = truncated = 0
     with evaluating(model):
-        for batch in batches(dataset, model.tokenizer, batch_size, labels=expected):
-            logits = model(batch)
-            loss_sum += cross_entropy(logits, batch.labels).item() * len(batch)
-            predicted.append(logits.numpy().argmax(axis=1))
+        for batch in model.batches(examples, batch_size):
+            output = model(batch)
+            loss_sum += (
+                model.loss(output, batch).item() * batch.targets
+            )  # a mean of means would weigh them alike
+            outputs.append(output.numpy())
+            targets += batch.targets
+            texts += len(batch)
             truncated += batch.truncated
-    warn_of_truncated(truncated, len(dataset), model.tokenizer.max_length)
+    warn_of_truncated(truncated, texts, model.tokenizer.max_length)
     return {
-        "accuracy": accuracy(np.concatenate(predicted), expected),
-        "loss": loss_sum / len(dataset),
-        "examples": len(dataset),
+        **model.metrics(outputs, examples),
+        "loss": loss_sum / targets,
+        "examples": len(examples),
         "seconds": round(time.perf_counter() - started, 3),
     }

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from minift import checkpoint, hub
-from minift.bert import BertConfig, current_name, initialize
 from minift.errors import InputError
-from minift.heads import TextClassification
-from minift.nn import Module, skip_init
+from minift.models import architecture_of
+from minift.models.architecture import initialize
+from minift.nn import skip_init
+from minift.tasks import TASKS
+from minift.tasks.task_model import TaskModel
 from minift.tokenizer import Tokenizer
 
 log = logging.getLogger("minift")
-
-TASKS = {"text-classification": TextClassification}
 
 NO_HEAD = (
     "this checkpoint has no trained head; fine-tune it first (in Python, labels=[...] gives it a new head)"
@@ -24,52 +24,52 @@ NO_HEAD = (
 
 def load(
     name: str | Path,
-    task: str = "text-classification",
+    task: str | None = None,
     labels: Sequence[str] | None = None,
     max_length: int | None = None,
     dtype: type = np.float32,
-) -> TextClassification:
+    new_head: bool = False,
+) -> TaskModel:
     """A model with its tokenizer, in training mode.
 
-    `name` is a Hugging Face directory, a hub id, or "minilm". `labels` names the classes in the order of their
-    indices; without it they are those of the checkpoint. `max_length` is the longest text in tokens; without it, what
-    the checkpoint says. Weights that the checkpoint lacks, such as a new head, are drawn as transformers draws them;
-    one line says which.
+    `name` is a Hugging Face directory, a hub id, or "minilm". `task` is one of `TASKS`; without it, the task that the
+    checkpoint was fine-tuned for. `labels` names the classes in the order of their indices; without it they are those
+    of the checkpoint. `max_length` is the longest text in tokens; without it, what the checkpoint says. Weights that
+    the checkpoint lacks are drawn as transformers draws them, and one line says which; the head may be among them
+    where `labels` are given or `new_head` is true.
 
     Raises InputError for a checkpoint that cannot be found or read, a tokenizer that does not fit the vocabulary, a
-    weight of another shape, and without `labels` for a checkpoint that has no labels or no trained head.
+    weight of another shape, and for a checkpoint that has no labels or no trained head where no new one is allowed.
     """
-    if task not in TASKS:
-        raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
     directory = hub.resolve(name)
     source = str(directory / "config.json")
     config_json = checkpoint.read_config(directory)
-    config = BertConfig.from_dict(config_json, source)
-    if max_length is not None and max_length > config.max_position_embeddings:
-        raise InputError(
-            f"max_length is {max_length}; {source} allows {config.max_position_embeddings} tokens"
-        )
+    architecture = architecture_of(config_json, source)
+    config = architecture.config.from_dict(config_json, source)
+    make = _task(task, config_json)
+    if max_length is not None and max_length > config.longest_text:
+        raise InputError(f"max_length is {max_length}; {source} allows {config.longest_text} tokens")
     tokenizer = Tokenizer.from_directory(directory, max_length)
-    tokenizer.max_length = min(tokenizer.max_length, config.max_position_embeddings)
+    tokenizer.max_length = min(tokenizer.max_length, config.longest_text)
     tokenizer.check_vocabulary(config.vocab_size)
     with skip_init():
-        model = TASKS[task](config, _labels(labels, config_json, source), tokenizer)
+        model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
     report = fill(model, directory, config.initializer_range)
-    new_in_head = [key for key in report.initialized if not key.startswith("bert.")]
-    if labels is None and new_in_head:
+    new_in_head = [key for key in report.initialized if not key.startswith(f"{architecture.body_name}.")]
+    if new_in_head and labels is None and not new_head:
         raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
     if report.initialized or report.unused:
         log.warning("%s: %s", name, report)
     return model.to(dtype).train()
 
 
-def fill(model: Module, directory: Path, initializer_range: float) -> checkpoint.KeyReport:
+def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpoint.KeyReport:
     """Set every parameter from the checkpoint in `directory`, and draw those it lacks; returns which are which.
 
     Raises InputError for a damaged file, for a wrong shape, and for a checkpoint that has nothing of the model.
     """
     tensors = checkpoint.read_tensors(directory, np.float32)
-    key_of = {current_name(key): key for key in tensors}
+    key_of = {model.architecture.current_name(key): key for key in tensors}
     parameters = dict(model.named_parameters())
     report = checkpoint.match_keys(
         {name: tensors.shapes[key] for name, key in key_of.items()},
@@ -87,7 +87,23 @@ def fill(model: Module, directory: Path, initializer_range: float) -> checkpoint
     return report
 
 
-def _labels(labels: Sequence[str] | None, config: dict, source: str) -> list[str]:
+def _task(task: str | None, config: dict) -> type[TaskModel]:
+    """The class of this name; without a name, of the task that a config.json says its model was trained for."""
+    if task is not None:
+        if task not in TASKS:
+            raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
+        return TASKS[task]
+    trained_for = str((config.get("architectures") or [""])[0])
+    heads = [each for each in TASKS.values() if trained_for.endswith(f"For{each.head}")]
+    exact = [each for each in heads if each.problem_type == config.get("problem_type")]
+    return (exact or heads or list(TASKS.values()))[0]
+
+
+def _labels(
+    make: type[TaskModel], labels: Sequence[str] | None, config: dict, source: str
+) -> list[str] | None:
+    if not make.has_labels:
+        return None
     if labels is None:
         named = config.get("id2label")
         if not isinstance(named, dict):

@@ -10,14 +10,14 @@ from typing import Literal
 from tqdm import tqdm
 
 from minift import checkpoint, random, training_state
-from minift.data import Batch, Dataset, batches
+from minift.data import Batch, Columns
 from minift.errors import InputError
 from minift.evaluate import evaluate
-from minift.heads import TextClassification
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
-from minift.losses import cross_entropy
 from minift.optim import SCHEDULES, AdamW, clip_grad_norm_, decay_groups
+from minift.tasks import TASKS
+from minift.tasks.task_model import Examples, TaskModel
 from minift.tensor import Tensor
 
 LOG = "train_log.jsonl"
@@ -36,8 +36,8 @@ class TrainingConfig:
     """Labelled texts to judge by, before and after; never learned from."""
     model: str = "minilm"
     """A Hugging Face directory, a hub id, or minilm."""
-    task: Literal["text-classification"] = "text-classification"
-    """What the model learns to say of a text."""
+    task: str = "text-classification"
+    """What the model learns to say of a text: one of the tasks of minift.tasks.TASKS."""
     epochs: int = 2
     """How often every training text is seen."""
     batch_size: int = 32
@@ -83,12 +83,17 @@ def finetune(config: TrainingConfig) -> dict:
     """
     _check(config)
     random.manual_seed(config.seed)
-    train_set = _open(config, config.train)
-    dev_set = _open(config, config.dev) if config.dev else None
-    model = load(config.model, config.task, [str(label) for label in train_set.labels], config.max_length)
+    task = TASKS[config.task]
+    columns = Columns(config.text_column, config.pair_column, config.label_column)
+    train_set = task.read(config.train, columns)
+    dev_set = task.read(config.dev, columns) if config.dev else None
+    model = load(config.model, config.task, task.labels_in(train_set), config.max_length, new_head=True)
+    model.label_smoothing = config.label_smoothing
     if dev_set:
-        dev_set.label_ids(model.labels)  # a label that training does not know is found now, not at the end
-    model.bert.freeze(config.freeze_layers)
+        model.batches(
+            dev_set, config.batch_size
+        )  # a label that training does not know is found now, not at the end
+    model.body.freeze(config.freeze_layers)
 
     optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate)
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
@@ -111,10 +116,12 @@ def finetune(config: TrainingConfig) -> dict:
     ):
         while progress.step < total_steps:
             epoch, start = divmod(progress.step, steps_per_epoch)
-            for batch in _batches(train_set, model, config, epoch, start):
+            for batch in model.batches(
+                train_set, config.batch_size, seed=config.seed, epoch=epoch, start=start
+            ):
                 started = time.perf_counter()
                 rate = optimizer.param_groups[0]["lr"]
-                loss = _loss(model, batch, config, progress.step + 1)
+                loss = _loss(model, batch, progress.step + 1)
                 loss.backward()
                 grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 optimizer.step()
@@ -159,16 +166,16 @@ def finetune(config: TrainingConfig) -> dict:
     return metrics
 
 
-def _loss(model: TextClassification, batch: Batch, config: TrainingConfig, step: int) -> Tensor:
+def _loss(model: TaskModel, batch: Batch, step: int) -> Tensor:
     """The batch's loss. Where that is no number, the forward pass runs again to find out where it went wrong."""
     calls_before = random.default_generator.calls
-    loss = cross_entropy(model(batch), batch.labels, label_smoothing=config.label_smoothing)
+    loss = model.loss(model(batch), batch)
     if math.isfinite(loss.item()):
         return loss
     random.default_generator.calls = calls_before  # so that dropout drops the same again
     try:
         with no_grad(), detect_anomaly():
-            cross_entropy(model(batch), batch.labels, label_smoothing=config.label_smoothing)
+            model.loss(model(batch), batch)
     except FloatingPointError as error:
         raise InputError(
             f"step {step}: the loss became {loss.item()}; {error}. Try a lower learning rate"
@@ -176,18 +183,7 @@ def _loss(model: TextClassification, batch: Batch, config: TrainingConfig, step:
     raise InputError(f"step {step}: the loss became {loss.item()}, and was a number when computed again")
 
 
-def _open(config: TrainingConfig, path: Path) -> Dataset:
-    return Dataset(path, config.text_column, config.pair_column, config.label_column)
-
-
-def _batches(dataset: Dataset, model: TextClassification, config: TrainingConfig, epoch: int, start: int):
-    labels = dataset.label_ids(model.labels)
-    return batches(
-        dataset, model.tokenizer, config.batch_size, labels=labels, seed=config.seed, epoch=epoch, start=start
-    )
-
-
-def _options(config: TrainingConfig, train_set: Dataset) -> dict:
+def _options(config: TrainingConfig, train_set: Examples) -> dict:
     """What must be the same for a run to go on: all but where it is written and how often it is saved."""
     options = {
         name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
@@ -199,6 +195,8 @@ def _options(config: TrainingConfig, train_set: Dataset) -> dict:
 
 def _check(config: TrainingConfig) -> None:
     """Raise InputError for options out of range, and for a directory whose run would be lost."""
+    if config.task not in TASKS:
+        raise InputError(f"there is no task {config.task!r}; the tasks are {', '.join(TASKS)}")
     for name in ("epochs", "batch_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")

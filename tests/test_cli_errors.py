@@ -130,7 +130,7 @@ def test_tokenizer_that_does_not_fit_the_vocabulary(broken, run):
     ("file", "content", "message"),
     [
         ("config.json", "{", "config.json: line 1, column 2: not JSON"),
-        ("config.json", '{"model_type": "gpt2"}', "config.json: model_type is 'gpt2', expected 'bert'"),
+        ("config.json", '{"model_type": "bart"}', "config.json: model_type is 'bart', expected one of bert"),
         ("config.json", None, "no config.json here, so this is no model directory"),
         ("tokenizer.json", "{}", "tokenizer.json: the tokenizers library cannot read this"),
         ("tokenizer.json", None, "no tokenizer here"),

@@ -11,9 +11,9 @@ import pytest
 from tiny import write_tokenizer
 
 import minift
-from minift.bert import BertConfig
 from minift.data import Batch
-from minift.heads import TextClassification
+from minift.models.bert import ARCHITECTURE, BertConfig
+from minift.tasks.text_classification import TextClassification
 
 
 @pytest.fixture(scope="module", params=golden.MODELS)
@@ -30,7 +30,7 @@ def case(request, tmp_path_factory):
         else:
             config = BertConfig(vocab_size=int(file["ids"].max()) + 1, **golden.BERT_BASE)
             tokenizer = write_tokenizer(tmp_path_factory.mktemp("unused"))  # the file has ids, not texts
-            model = TextClassification(config, golden.LABELS, tokenizer)
+            model = TextClassification(ARCHITECTURE, config, golden.LABELS, tokenizer)
             drawn = dict(model.named_parameters())
         for name, parameter in drawn.items():
             parameter.data = golden.random_weight(name, parameter.shape).astype(dtype)

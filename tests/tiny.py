@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 import minift
-from minift.bert import BertConfig, initialize
-from minift.heads import TextClassification
+from minift.models.architecture import initialize
+from minift.models.bert import ARCHITECTURE, BertConfig
+from minift.tasks.text_classification import TextClassification
 from minift.tokenizer import Tokenizer
 
 WORDS = "a the film book meal was is it not very good bad fine dull great poor and but or , .".split()
@@ -34,7 +35,7 @@ def make_model(
 ) -> TextClassification:
     """A model with random weights, larger than a new model's, so that errors show."""
     minift.manual_seed(3)
-    model = TextClassification(config, list(labels), write_tokenizer(directory))
+    model = TextClassification(ARCHITECTURE, config, list(labels), write_tokenizer(directory))
     initialize(dict(model.named_parameters()), 0.15)
     return model
 

@@ -9,8 +9,9 @@ import pytest
 
 import minift
 from minift import checkpoint, hub
-from minift.bert import BertConfig, initialize
-from minift.heads import TextClassification
+from minift.models.architecture import initialize
+from minift.models.bert import ARCHITECTURE, BertConfig
+from minift.tasks.text_classification import TextClassification
 from minift.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
@@ -40,7 +41,7 @@ def minift_model(name: str, dtype) -> TextClassification:
         assert config["num_hidden_layers"] == 6
     else:
         model = TextClassification(
-            BertConfig(num_hidden_layers=2), LABELS, Tokenizer.from_directory(directory)
+            ARCHITECTURE, BertConfig(num_hidden_layers=2), LABELS, Tokenizer.from_directory(directory)
         )
         # Larger than a new model's 0.02, so that attention is not uniform and differences show.
         initialize(dict(model.named_parameters()), 0.05)

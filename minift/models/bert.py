@@ -5,13 +5,16 @@ proper (query, key, value), `attention.output` the linear layer after it, `inter
 the feed-forward network. Texts are packed: every layer but attention sees a plain (T, H) matrix.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from minift import ops, random
 from minift.data import Batch
 from minift.errors import InputError
+from minift.models.architecture import Architecture, Body, Head, ModelConfig
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
 from minift.tensor import Tensor
 
@@ -19,7 +22,7 @@ ACTIVATIONS = {"gelu": ops.gelu, "relu": ops.relu}
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(ModelConfig):
     """The shape of a BERT, under the names of its config.json; the defaults are bert-base-uncased."""
 
     vocab_size: int = 30522
@@ -44,35 +47,22 @@ class BertConfig:
     """Dropout before the classifier; None means hidden_dropout_prob."""
     pad_token_id: int = 0
 
-    @classmethod
-    def from_dict(cls, config: dict, source: str) -> "BertConfig":
-        """The known fields of a config.json that was read from `source`.
+    @property
+    def longest_text(self) -> int:
+        return self.max_position_embeddings
 
-        Raises InputError for another kind of model, or a BERT with a part that minift does not have.
-        """
-        model_type = config.get("model_type")
-        if model_type != "bert":
-            raise InputError(f"{source}: model_type is {model_type!r}, expected 'bert'")
+    def check(self, config: Mapping[str, Any], source: str) -> None:
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(f"{source}: position_embedding_type is not 'absolute', which alone is supported")
-        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        for name, value in known.items():
-            expected = {int: int, float: (int, float), str: str}.get(
-                cls.__annotations__[name], (int, float, type(None))
-            )
-            if not isinstance(value, expected) or isinstance(value, bool):
-                raise InputError(f"{source}: {name} is {value!r}, expected {cls.__annotations__[name]}")
-        made = cls(**known)
-        if made.hidden_act not in ACTIVATIONS:
+        if self.hidden_act not in ACTIVATIONS:
             raise InputError(
-                f"{source}: hidden_act is {made.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}"
+                f"{source}: hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}"
             )
-        if made.hidden_size % made.num_attention_heads:
+        if self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"{source}: hidden_size {made.hidden_size} is no multiple of "
-                f"num_attention_heads {made.num_attention_heads}"
+                f"{source}: hidden_size {self.hidden_size} is no multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
             )
-        return made
 
 
 class BertEmbeddings(Module):
@@ -198,11 +188,11 @@ class BertPooler(Module):
         return self.dense(first).tanh()
 
 
-class Bert(Module):
+class Bert(Body):
     """The encoder with its embeddings and pooler, under the names of transformers' BertModel."""
 
     def __init__(self, config: BertConfig):
-        self.config = config
+        super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
@@ -211,29 +201,32 @@ class Bert(Module):
         """One vector for every token: (T, H)."""
         return self.encoder(self.embeddings(batch), batch.segments)
 
-    def freeze(self, layers: int) -> None:
-        """Freeze the embeddings and the lowest `layers` layers. Raises InputError where there are fewer layers."""
-        total = len(self.encoder.layer)
-        if not 0 <= layers <= total:
-            raise InputError(f"cannot freeze {layers} layers: the model has {total}")
-        if layers == 0:
-            return
-        self.embeddings.requires_grad_(False)
-        for layer in self.encoder.layer[:layers]:
-            layer.requires_grad_(False)
+    @property
+    def foundation(self) -> list[Module]:
+        return [self.embeddings]
+
+    @property
+    def layers(self) -> list[Module]:
+        return self.encoder.layer.modules
 
 
-def initialize(parameters: dict[str, Tensor], standard_deviation: float) -> None:
-    """New values for the named parameters, as transformers draws them: weights normal, biases 0, LayerNorm 1 and 0."""
-    generator = random.default_generator.numpy()
-    for name, parameter in parameters.items():
-        if name.endswith("bias"):
-            parameter.data = np.zeros_like(parameter.data)
-        elif name.endswith("LayerNorm.weight"):
-            parameter.data = np.ones_like(parameter.data)
-        else:
-            values = generator.standard_normal(parameter.shape, dtype=np.float32) * standard_deviation
-            parameter.data = values.astype(parameter.dtype)
+class BertSequenceHead(Head):
+    """One answer per text: dropout, and a linear layer on the pooler's vector."""
+
+    @staticmethod
+    def build(model, config: BertConfig, outputs: int) -> None:
+        model.dropout = Dropout(classifier_dropout(config))
+        model.classifier = Linear(config.hidden_size, outputs)
+
+    @staticmethod
+    def forward(model, batch: Batch) -> Tensor:
+        pooled = model.bert.pooler(model.bert(batch), batch)  # (B, H)
+        return model.classifier(model.dropout(pooled))  # (B, C)
+
+
+def classifier_dropout(config: BertConfig) -> float:
+    """The dropout before a classifier."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def current_name(key: str) -> str:
@@ -249,3 +242,14 @@ def current_name(key: str) -> str:
     if key.startswith(("embeddings.", "encoder.", "pooler.")):
         key = f"bert.{key}"
     return key
+
+
+ARCHITECTURE = Architecture(
+    model_type="bert",
+    class_prefix="Bert",
+    body_name="bert",
+    config=BertConfig,
+    body=Bert,
+    heads={"SequenceClassification": BertSequenceHead},
+    current_name=current_name,
+)

@@ -1,0 +1,142 @@
+"""What all families of models have in common: how they are described, built and given their first weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+from minift import random
+from minift.data import Batch
+from minift.errors import InputError
+from minift.nn import Module
+from minift.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of models, such as BERT: all that loading, saving and the tasks must know of it."""
+
+    model_type: str
+    """What config.json calls it, such as bert."""
+    class_prefix: str
+    """What transformers' classes begin with: Bert, as in BertForSequenceClassification."""
+    body_name: str
+    """The attribute that holds the body in a model with a head, and so the first part of its keys."""
+    config: type["ModelConfig"]
+    body: type["Body"]
+    heads: Mapping[str, type["Head"]]
+    """The heads by what transformers' class names end with, such as SequenceClassification."""
+    current_name: Callable[[str], str] = str
+    """From a key of an old or body-only checkpoint to the name that transformers uses today."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model's shape, under the names of its config.json: the base of each family's frozen dataclass.
+
+    Each family has its own fields; these are what everybody may ask of any of them.
+    """
+
+    vocab_size: int
+    initializer_range: float
+    """The standard deviation of new weights."""
+
+    @property
+    def longest_text(self) -> int:
+        """In tokens: what the model has positions for."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any], source: str) -> Self:
+        """The known fields of a config.json that was read from `source`, each of its declared type.
+
+        Raises InputError for a value of another type, and for what `check` finds.
+        """
+        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}  # type: ignore[arg-type]
+        for name, value in known.items():
+            declared = str(cls.__annotations__[name])
+            if not _is_of_type(value, declared):
+                raise InputError(f"{source}: {name} is {value!r}, expected {declared}")
+        made = cls(**known)
+        made.check(config, source)
+        return made
+
+    def check(self, config: Mapping[str, Any], source: str) -> None:
+        """Raise InputError where the fields do not fit each other, or ask for a part that minift does not have."""
+
+
+_TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
+
+
+def _is_of_type(value: Any, declared: str) -> bool:
+    """Whether a value read from JSON is of the type that an annotation such as `float | None` declares."""
+    names = [name.strip() for name in declared.replace("<class '", "").replace("'>", "").split("|")]
+    return any(
+        isinstance(value, _TYPES.get(name, object)) and isinstance(value, bool) <= (name == "bool")
+        for name in names
+    )
+
+
+class Body(Module):
+    """A model without its head: from a batch of texts to one vector for every token, (T, H).
+
+    A subclass says what lies under its layers (`foundation`) and which its layers are (`layers`), the lowest first.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @property
+    def foundation(self) -> list[Module]:
+        """The modules under the first layer: the embeddings."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> list[Module]:
+        """The layers, the lowest first."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Tensor:
+        """One vector for every token: (T, H)."""
+        raise NotImplementedError
+
+    def freeze(self, layers: int) -> None:
+        """Freeze the embeddings and the lowest `layers` layers. Raises InputError where there are fewer layers."""
+        total = len(self.layers)
+        if not 0 <= layers <= total:
+            raise InputError(f"cannot freeze {layers} layers: the model has {total}")
+        if layers == 0:
+            return
+        for module in [*self.foundation, *self.layers[:layers]]:
+            module.requires_grad_(False)
+
+
+class Head:
+    """What answers a task's question: modules that stand in the model beside the body, and how they are used.
+
+    It is no module of its own, because in transformers' checkpoints a head's parts have no name before theirs.
+    """
+
+    @staticmethod
+    def build(model: Any, config: Any, outputs: int) -> None:
+        """Give the model the head's modules as attributes; `outputs` is the number of answers."""
+        raise NotImplementedError
+
+    @staticmethod
+    def forward(model: Any, batch: Batch) -> Tensor:
+        """The answers to a batch, such as logits (B, C)."""
+        raise NotImplementedError
+
+
+def initialize(parameters: dict[str, Tensor], standard_deviation: float) -> None:
+    """New values for the named parameters, as transformers draws them: weights normal, biases 0, norms 1 and 0."""
+    generator = random.default_generator.numpy()
+    for name, parameter in parameters.items():
+        if name.endswith("bias"):
+            parameter.data = np.zeros_like(parameter.data)
+        elif parameter.ndim == 1:  # the weight of a LayerNorm or an RMSNorm
+            parameter.data = np.ones_like(parameter.data)
+        else:
+            values = generator.standard_normal(parameter.shape, dtype=np.float32) * standard_deviation
+            parameter.data = values.astype(parameter.dtype)
