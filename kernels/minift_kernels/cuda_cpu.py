@@ -41,6 +41,9 @@ _KERNEL_CHECKS = {
 }
 _RUNTIME_CHECKS = {None: (), "address": ("-fsanitize=address",), "undefined": ("-DCUDA_CPU_UBSAN=1",)}
 
+_BOUNDS = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
+_KERNEL = rf"__global__\s+{_BOUNDS}void\s+{_BOUNDS}(\w+)"
+
 
 class BuildError(RuntimeError):
     """g++ is missing, or refused a kernel; the message is what it said."""
@@ -65,7 +68,8 @@ class Module:
         self.sanitize = sanitize
         source = self.path.read_text() if code is None else code
         self._parameter_names = _parameters_of_kernels(source)
-        self.kernels = [name for name in self._parameter_names if not _is_template(source, name)]
+        templates = template_kernels(source)
+        self.kernels = [name for name in self._parameter_names if name not in templates]
         self.kernels += instantiations
         if not self.kernels:
             raise BuildError(f"{self.path.name}: no kernel found; they begin with __global__ void")
@@ -91,18 +95,20 @@ def _build(path: Path, code: str | None, kernels: Sequence[str], sanitize: str |
 
 def _parameters_of_kernels(source: str) -> dict[str, list[str]]:
     """The names of the kernels in a source, each with the names of its parameters."""
-    bounds = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
-    kernel = rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\(([^)]*)\)"
+    kernel = rf"{_KERNEL}\s*\(([^)]*)\)"
     return {
         name: [re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip()]
         for name, parameters in re.findall(kernel, _without_comments(source))
     }
 
 
-def _is_template(source: str, kernel: str) -> bool:
-    """Whether the kernel is a template, which only exists once somebody names its arguments."""
-    pattern = rf"template\s*<[^;{{}}]*>\s*__global__[^;{{}}]*\b{kernel}\s*\("
-    return re.search(pattern, _without_comments(source)) is not None
+def template_kernels(source: str) -> dict[str, str]:
+    """The kernels of a source that are templates, which only exist once somebody names their arguments.
+
+    Each with its template's parameters as they are written: "class T, int D".
+    """
+    kernels = re.findall(rf"template\s*<([^;{{}}]*?)>\s*{_KERNEL}\s*\(", _without_comments(source))
+    return {name: " ".join(parameters.split()) for parameters, name in kernels}
 
 
 def _without_comments(source: str) -> str:

@@ -10,7 +10,15 @@
 //     ldmatrix_x4, _x2, _trans         shared memory to the registers that mma wants
 //     cp_async_16, cp_async_4          global to shared memory while the thread computes
 //     cp_async_commit, cp_async_wait   closes a group of copies; waits for all but the last so many groups
+//
+// And some lines that every operation would otherwise repeat, in plain CUDA C:
+//
+//     to_float, from_float<T>          an element, float or __nv_bfloat16, and the float that is computed with
+//     Pack<T>, load_pack, store_pack   16 bytes of T, loaded and stored by one instruction
+//     warp_sum, warp_max               over the lanes of a warp, for every lane
 #pragma once
+
+#include <cuda_bf16.h>
 
 #ifdef CUDA_CPU
 
@@ -108,3 +116,45 @@ __device__ __forceinline__ void cp_async_wait() {
 }
 
 #endif
+
+// -- Elements: stored as T, computed with as float ----------------------------------------------------------
+
+/// The least float that is no infinity: where a maximum begins. (NVRTC has no float.h.)
+constexpr float LOWEST = -3.402823466e38f;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+/// As many elements as a thread can load or store with one instruction: 4 of float, 8 of bfloat16.
+template <class T> struct alignas(16) Pack {
+    static constexpr int size = 16 / sizeof(T);
+    T values[size];
+};
+
+/// The address must be a multiple of 16.
+template <class T> __device__ __forceinline__ Pack<T> load_pack(const T* from) {
+    Pack<T> pack;
+    *reinterpret_cast<uint4*>(&pack) = *reinterpret_cast<const uint4*>(from);
+    return pack;
+}
+template <class T> __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&pack);
+}
+
+// -- Reductions over a warp ---------------------------------------------------------------------------------
+
+/// Five exchanges: with the lane 16 away, then 8, 4, 2, 1. Each doubles the lanes that a lane's value covers.
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+    for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
+    return x;
+}

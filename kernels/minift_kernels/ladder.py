@@ -1,36 +1,45 @@
 """The ladder: which implementation of an operation runs, decided in this one place.
 
-Every operation has a folder with one file a rung. From the plainest to the fastest:
+Every operation has a folder with its rungs. From the plainest to the fastest they are of four families:
 
     reference    NumPy and CuPy: the formula as the book writes it; it judges all the others
     numba_cpu    compiled loops over float32 NumPy arrays, on all cores: the default on a CPU
-    numba_cuda   the first GPU version, written in Python
-    cuda_c       CUDA C: the default on a GPU
+    numba_cuda   the first GPU versions, written in Python
+    cuda_c       CUDA C, whose last step is the default on a GPU
+
+The rungs of a family are steps that each add one thing: cuda_c_naive, cuda_c_shared, cuda_c_warp. The name of
+the family stands for its last step.
 
 The caller's wish comes first (`MINIFT_KERNELS=reference` in the environment, or
-`with use_kernels("reference"):`). Without a wish the array decides: NumPy float32 takes numba_cpu, CuPy takes
-cuda_c, and all else the reference: float64 is for checking, so it goes to the rung that judges.
+`with use_kernels("cuda_c_naive"):`). Without a wish the array decides: NumPy float32 takes numba_cpu, CuPy
+float32 and bfloat16 take cuda_c, and all else the reference: float64 is for checking, so it goes to the rung
+that judges.
+
+Who wishes for it can have the GPU's rungs on NumPy arrays too: CUDA C runs on the CPU by way of
+`cuda_cpu.h`, Numba's kernels in Numba's simulator. Both are for reading, testing and debugging, and slow.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-RUNG_NAMES = ("reference", "numba_cpu", "numba_cuda", "cuda_c")
+from minift_kernels import gpu
+
+FAMILIES = ("reference", "numba_cpu", "numba_cuda", "cuda_c")
 
 _wish: ContextVar[str | None] = ContextVar("kernels", default=os.environ.get("MINIFT_KERNELS") or None)
 
 
 @contextmanager
 def use_kernels(rung: str) -> Iterator[None]:
-    """Run every operation inside the `with` block on this rung.
+    """Run every operation inside the `with` block on this rung, or on the last of this family.
 
-    Raises RungError for a name that is no rung; an operation that lacks the rung, or whose rung cannot take
-    the arrays it is given, raises when it is called.
+    Raises RungError for a name that can be no rung; an operation that lacks the rung, or whose rung cannot
+    take the arrays it is given, raises when it is called.
     """
     _check_name(rung)
     token = _wish.set(rung)
@@ -45,14 +54,18 @@ class RungError(ValueError):
 
 
 class Ladder:
-    """The rungs of one operation: an explicit dict from rung name to module."""
+    """The rungs of one operation: an explicit dict from a rung's name to the object with its functions.
 
-    def __init__(self, operation: str, rungs: dict[str, ModuleType]):
+    `on_gpu` is the family that a GPU's arrays take by default, where it is not the fastest that takes them.
+    """
+
+    def __init__(self, operation: str, rungs: dict[str, Any], on_gpu: str | None = None):
         self.operation = operation
         self.rungs = rungs
+        self.on_gpu = on_gpu
 
-    def rung(self, x) -> ModuleType:
-        """The module whose functions run on arrays like `x`. Raises RungError, as `choose` does."""
+    def rung(self, x) -> Any:
+        """The object whose functions run on arrays like `x`. Raises RungError, as `choose` does."""
         return self.rungs[self.choose(x)]
 
     def choose(self, x) -> str:
@@ -64,29 +77,54 @@ class Ladder:
         if wish is None:
             return self.default(x)
         _check_name(wish)
-        if wish not in self.rungs:
+        chosen = wish if wish in self.rungs else self._last(wish)
+        if chosen is None:
             raise RungError(f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}")
-        if wish not in takers(x):
+        reason = why_not(chosen, x)
+        if reason is not None:
+            can = ", ".join(name for name in self.rungs if why_not(name, x) is None)
             raise RungError(
-                f"{self.operation}: rung {wish!r} cannot take a {x.dtype} array of {type(x).__module__}; "
-                f"{', '.join(name for name in takers(x) if name in self.rungs)} can"
+                f"{self.operation}: rung {chosen!r} cannot take a {x.dtype} array of {type(x).__module__}: "
+                f"{reason}; {can} can"
             )
-        return wish
+        return chosen
 
     def default(self, x) -> str:
         """The name of the rung that runs on `x` where nobody wished for another: the fastest taker."""
-        return next(name for name in takers(x) if name in self.rungs)
+        on_cpu = isinstance(x, np.ndarray)
+        families = (
+            ("numba_cpu", "reference") if on_cpu else (self.on_gpu, "cuda_c", "numba_cuda", "reference")
+        )
+        takers = (self._last(name) for name in families if name is not None and why_not(name, x) is None)
+        return next(rung for rung in takers if rung is not None)
+
+    def _last(self, family: str) -> str | None:
+        """The last, which is the best, rung of a family; None where the operation has none."""
+        return next((name for name in reversed(self.rungs) if family_of(name) == family), None)
 
 
-def takers(x) -> tuple[str, ...]:
-    """The names of the rungs that can take `x`, the fastest first."""
-    if not isinstance(x, np.ndarray):
-        return ("cuda_c", "numba_cuda", "reference")
-    if x.dtype == np.float32:
-        return ("numba_cpu", "reference")
-    return ("reference",)
+def family_of(rung: str) -> str | None:
+    """The family that a rung of this name belongs to; None for a name that can be no rung."""
+    return next((name for name in FAMILIES if rung == name or rung.startswith(f"{name}_")), None)
+
+
+def why_not(rung: str, x) -> str | None:
+    """Why a rung, or a family, cannot run on arrays like `x` here; None where it can."""
+    family = family_of(rung)
+    if family == "cuda_c":
+        return gpu.why_no_cuda_c(x)
+    if family == "numba_cuda":
+        return gpu.why_no_numba_cuda(x)
+    if family == "numba_cpu" and not (isinstance(x, np.ndarray) and x.dtype == np.float32):
+        return "it takes float32 arrays of NumPy"
+    return None
 
 
 def _check_name(rung: str) -> None:
-    if rung not in RUNG_NAMES:
-        raise RungError(f"there is no kernel rung {rung!r}; the rungs are {', '.join(RUNG_NAMES)}")
+    if family_of(rung) is not None:
+        return
+    x = np.empty(0, np.float32)
+    reasons = [f"{name} cannot run here: {why_not(name, x)}" for name in FAMILIES if why_not(name, x)]
+    raise RungError(
+        "; ".join([f"there is no kernel rung {rung!r}; there are {', '.join(FAMILIES)}", *reasons])
+    )

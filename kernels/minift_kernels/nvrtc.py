@@ -22,21 +22,25 @@ def why_not() -> str | None:
     return None
 
 
-def nvrtc_compile(source: str, arch: str, name: str = "kernel.cu", options: Sequence[str] = ()) -> bytes:
+def nvrtc_compile(
+    source: str, arch: str, name: str = "kernel.cu", instantiations: Sequence[str] = ()
+) -> bytes:
     """The machine code (a cubin) of CUDA C `source` for `arch`, such as "sm_80".
 
-    `name` is what error messages call the source. Raises RuntimeError with NVRTC's log.
+    `name` is what error messages call the source; `instantiations` are the template kernels to compile, as in
+    `("softmax<float>",)`. Raises RuntimeError with NVRTC's log.
     """
     library = _library()
     flags = [
         f"--gpu-architecture={arch}",
         "-std=c++17",
         *(f"-I{folder}" for folder in (HERE, *_include_directories())),
-        *options,
     ]
     program = ctypes.c_void_p()
     _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
     try:
+        for instantiation in instantiations:
+            _check(library.nvrtcAddNameExpression(program, instantiation.encode()))
         array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         if library.nvrtcCompileProgram(program, len(flags), array) != 0:
             raise RuntimeError(f"NVRTC refused {name} for {arch}:\n{_text(program, 'ProgramLog')}")

@@ -3,9 +3,20 @@ hard.
 
 A runner takes a rung and named inputs, and returns named results, forward's and backward's. Inputs are
 float64 (or integers); the contract casts them to what it checks. Odd sizes divide no block; the others are
-where formulas break."""
+where formulas break.
 
+A rung may say two things of itself: `deterministic = False`, where it adds in an order that changes from run
+to run, and `tolerance = 1e-3`, where it computes in fewer digits than float32 (of each value and of the
+largest value beside it)."""
+
+import os
+import shutil
+
+import ml_dtypes
 import numpy as np
+import pytest
+from minift_kernels import OPERATIONS as LADDERS
+from minift_kernels.ladder import family_of
 
 INFINITY = float("inf")
 
@@ -278,3 +289,100 @@ OPERATIONS = {
     "adamw": (run_adamw, adamw_cases),
     "grad_norm": (run_grad_norm, grad_norm_cases),
 }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the contract tests share
+
+RELATIVE, ABSOLUTE = 3e-6, 1e-6
+"""Of each value, and of the largest value beside it: some 25 and 8 units of float32's last place."""
+
+MOST_EMULATED = 10_000
+"""Inputs of more elements than this make an emulated GPU too slow for the ordinary suite."""
+
+BFLOAT16 = {
+    "matmul": (),
+    "softmax": (),
+    "attention": (),
+    "layer_norm": ("weight", "bias"),
+    "gelu": (),
+    "dropout": (),
+}
+"""The operations that run in bfloat16 in mixed precision, and their inputs that stay float32 all the same."""
+
+SIMULATING = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+
+def rungs_to_test(operation):
+    """The rungs that can run in this process: in the simulator only Numba's, for there all are slow."""
+    rungs = LADDERS[operation].rungs
+    if SIMULATING:
+        return [rung for rung in rungs if family_of(rung) == "numba_cuda"]
+    return [rung for rung in rungs if family_of(rung) != "numba_cuda"]
+
+
+def cuda_c_rungs(operation):
+    return [rung for rung in LADDERS[operation].rungs if family_of(rung) == "cuda_c"]
+
+
+def each_case(rungs_of, operations=None):
+    """Run a test as (operation, rung, inputs) for every case of every operation and each of these rungs."""
+    return pytest.mark.parametrize(
+        ("operation", "rung", "inputs"),
+        [
+            pytest.param(operation, rung, inputs, id=f"{operation}-{rung}-{name}", marks=_marks(rung, inputs))
+            for operation in operations or OPERATIONS
+            for name, inputs in OPERATIONS[operation][1]()
+            for rung in rungs_of(operation)
+        ],
+    )
+
+
+def _marks(rung, inputs):
+    is_cuda_c = family_of(rung) == "cuda_c"
+    marks = []
+    if is_cuda_c and shutil.which("g++") is None:
+        marks.append(pytest.mark.skip(reason="running CUDA C on the CPU needs g++"))
+    if is_cuda_c and elements(inputs) > MOST_EMULATED:
+        marks.append(pytest.mark.slow)
+    return marks
+
+
+def elements(inputs):
+    """How many elements the arrays among the inputs have in all."""
+    values = [x for value in inputs.values() for x in (value if isinstance(value, list) else [value])]
+    return sum(value.size for value in values if isinstance(value, np.ndarray))
+
+
+def run(operation, rung, inputs):
+    return OPERATIONS[operation][0](LADDERS[operation].rungs[rung], **inputs)
+
+
+def changed(inputs, change, leave=()):
+    """The same inputs with `change` applied to every array but those named in `leave`."""
+
+    def apply(value):
+        if isinstance(value, list):
+            return [change(array) for array in value]
+        return change(value) if isinstance(value, np.ndarray) else value
+
+    return {name: value if name in leave else apply(value) for name, value in inputs.items()}
+
+
+def as_float32(x):
+    return x.astype(np.float32) if x.dtype == np.float64 else x
+
+
+def as_bfloat16(x):
+    return x.astype(ml_dtypes.bfloat16) if x.dtype in (np.float64, np.float32) else x
+
+
+def check_close(got, want, name, rung=None, relative=RELATIVE, absolute=ABSOLUTE):
+    """Whether results agree to what float32 promises, or to what the rung does."""
+    assert got.shape == want.shape, name
+    relative, absolute = (max(bound, getattr(rung, "tolerance", 0)) for bound in (relative, absolute))
+    largest = np.abs(want[np.isfinite(want)]).max(initial=0)
+    smallest = np.finfo(np.float32).tiny  # what lies below may be 0 in float32
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), want, relative, absolute * largest + smallest, err_msg=name
+    )

@@ -1,55 +1,53 @@
 """One contract for all rungs of an operation: see `kernel_cases.py` for what is run on what.
 
 Every rung, on every case: the values of the float64 reference, the same bits twice, the same values from
-arrays that are not contiguous, and no byte read or written that it was not given."""
+arrays that are not contiguous, and no byte read or written that it was not given.
+
+CUDA C runs on the CPU here (`test_cuda_c.py` has what only concerns CUDA C); Numba's CUDA kernels run where
+the simulator is on, which `test_numba_cuda.py` sees to.
+"""
 
 import numpy as np
 import pytest
 from guards import GuardedNumpy, guarded
-from kernel_cases import OPERATIONS
+from kernel_cases import as_float32, changed, check_close, each_case, run, rungs_to_test
 from minift_kernels import OPERATIONS as LADDERS
 
-CASES = [
-    pytest.param(operation, rung, inputs, id=f"{operation}-{rung}-{name}")
-    for operation, (_, cases) in OPERATIONS.items()
-    for name, inputs in cases()
-    for rung in LADDERS[operation].rungs
-]
-
-each_case = pytest.mark.parametrize(("operation", "rung", "inputs"), CASES)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN and infinity are among the inputs
 
-RELATIVE, ABSOLUTE = 3e-6, 1e-6
-"""Of each value, and of the largest value beside it: some 25 and 8 units of float32's last place."""
+every_rung = each_case(rungs_to_test)
+rungs_of_the_cpu = each_case(lambda operation: ("reference", "numba_cpu"))
 
 
-@each_case
+@every_rung
 def test_equals_the_float64_reference(operation, rung, inputs):
     want = run(operation, "reference", inputs)
     got = run(operation, rung, changed(inputs, as_float32))
     for name in want:
-        _check_close(got[name], want[name], f"{operation} {rung} {name}")
+        check_close(got[name], want[name], f"{operation} {rung} {name}", LADDERS[operation].rungs[rung])
 
 
-@each_case
+@every_rung
 def test_gives_the_same_bits_twice(operation, rung, inputs):
+    if not getattr(LADDERS[operation].rungs[rung], "deterministic", True):
+        pytest.skip("the rung adds in an order that changes, and says so")
     inputs = changed(inputs, as_float32)
     first, second = run(operation, rung, inputs), run(operation, rung, inputs)
     for name in first:
         assert first[name].tobytes() == second[name].tobytes(), name
 
 
-@each_case
+@every_rung
 def test_takes_arrays_that_are_not_contiguous(operation, rung, inputs):
     inputs = changed(inputs, as_float32)
     want = run(operation, rung, inputs)
     for spread in (every_second, column_by_column):
         got = run(operation, rung, changed(inputs, spread))
         for name in want:
-            _check_close(got[name], want[name], f"{spread.__name__} {name}")
+            check_close(got[name], want[name], f"{spread.__name__} {name}", LADDERS[operation].rungs[rung])
 
 
-@each_case
+@rungs_of_the_cpu
 def test_stays_inside_its_arrays(operation, rung, inputs, monkeypatch):
     inputs = changed(inputs, as_float32)
     want = run(operation, rung, inputs)
@@ -65,25 +63,6 @@ def test_stays_inside_its_arrays(operation, rung, inputs, monkeypatch):
         guard.check()
 
 
-def run(operation, rung, inputs):
-    return OPERATIONS[operation][0](LADDERS[operation].rungs[rung], **inputs)
-
-
-def changed(inputs, change):
-    """The same inputs with `change` applied to every array."""
-
-    def apply(value):
-        if isinstance(value, list):
-            return [change(array) for array in value]
-        return change(value) if isinstance(value, np.ndarray) else value
-
-    return {name: apply(value) for name, value in inputs.items()}
-
-
-def as_float32(x):
-    return x.astype(np.float32) if x.dtype == np.float64 else x
-
-
 def every_second(x):
     """A view of every second element of each axis of a larger array."""
     larger = np.empty([2 * length for length in x.shape], x.dtype)
@@ -96,8 +75,8 @@ def column_by_column(x):
     return np.asfortranarray(x)
 
 
-def _check_close(got, want, name):
-    assert got.shape == want.shape, name
-    largest = np.abs(want[np.isfinite(want)]).max(initial=0)
-    smallest = np.finfo(np.float32).tiny  # what lies below may be 0 in float32
-    np.testing.assert_allclose(got, want, RELATIVE, ABSOLUTE * largest + smallest, err_msg=name)
+def test_every_default_rung_is_deterministic():
+    for operation, ladder in LADDERS.items():
+        defaults = [ladder.default(np.zeros(1, np.float32)), list(ladder.rungs)[-1]]
+        for name in defaults:
+            assert getattr(ladder.rungs[name], "deterministic", True), f"{operation} {name}"

@@ -26,7 +26,7 @@ def python(code, **environment):
 def test_a_folder_lists_the_rungs_it_has(operation):
     folder = sys.modules[f"minift_kernels.{operation}"]
     listed = re.findall(
-        r"^    (reference|numba_cpu|numba_cuda|cuda_c)\s+\S", folder.__doc__ or "", re.MULTILINE
+        r"^    ((?:reference|numba_cpu|numba_cuda|cuda_c)\w*)\s+\S", folder.__doc__ or "", re.MULTILINE
     )
     assert listed == list(folder.ladder.rungs)
     assert folder.ladder.operation == operation
@@ -44,7 +44,7 @@ def test_the_rungs_of_an_operation_have_the_same_functions(operation):
     public = {"forward", "backward", "step", "sum_rows"} & set(vars(folder))
     assert public
     for rung in OPERATIONS[operation].rungs.values():
-        assert public <= set(vars(rung))
+        assert all(callable(getattr(rung, name)) for name in public)
 
 
 def test_every_folder_is_in_the_list():

@@ -1,0 +1,149 @@
+"""What the contract asks of CUDA C alone: every order of threads, every barrier, every compiler, 16 bits."""
+
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+from kernel_cases import (
+    BFLOAT16,
+    MOST_EMULATED,
+    OPERATIONS,
+    as_bfloat16,
+    as_float32,
+    changed,
+    check_close,
+    cuda_c_rungs,
+    each_case,
+    elements,
+    run,
+)
+from minift_kernels import OPERATIONS as LADDERS
+from minift_kernels import gpu, nvrtc
+from minift_kernels.cuda_cpu import KernelError, Module, execution_order, launch
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN and infinity are among the inputs
+
+FILES = sorted(gpu.HERE.glob("*/*.cu"))
+SCHEDULES = [("descending", 0), ("random", 0), ("random", 1)]
+"""Beside ascending, which the contract itself runs under."""
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+
+
+@each_case(cuda_c_rungs)
+def test_right_under_every_order(operation, rung, inputs):
+    check_under(SCHEDULES, operation, rung, inputs)
+
+
+@pytest.mark.slow
+@each_case(cuda_c_rungs)
+def test_right_under_many_random_orders(operation, rung, inputs):
+    check_under([("random", seed) for seed in range(2, 20)], operation, rung, inputs)
+
+
+def check_under(schedules, operation, rung, inputs):
+    want = run(operation, "reference", inputs)
+    inputs = changed(inputs, as_float32)
+    for order, seed in schedules:
+        with execution_order(order, seed):
+            got = run(operation, rung, inputs)
+        for name in want:
+            where = f"{operation} {rung} {name}, {order} {seed}"
+            check_close(got[name], want[name], where, LADDERS[operation].rungs[rung])
+
+
+@each_case(cuda_c_rungs, BFLOAT16)
+def test_bfloat16(operation, rung, inputs):
+    """Numbers are stored in 16 bits and computed with in 32: an error of a rounding or two."""
+    stay = BFLOAT16[operation]
+    inputs = changed(changed(inputs, as_float32), as_bfloat16, leave=stay)
+    want = run(operation, "reference", changed(inputs, lambda x: x.astype(np.float64) if is_real(x) else x))
+    got = run(operation, rung, inputs)
+    for name in want:
+        check_close(got[name], want[name], f"{operation} {rung} {name}", relative=2**-6, absolute=2**-7)
+
+
+def is_real(x):
+    return x.dtype.kind not in "iub"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Barriers: each is necessary
+
+BARRIER = re.compile(r"__sync(?:threads|warp)\([^;()]*\);|cp_async_wait<[^;]*>\(\);")
+
+
+@cache
+def with_numbered_barriers(file):
+    """The source with each barrier behind `if (left_out != its number)`, and the lines they stand on."""
+    source = file.read_text()
+    lines = [source[: found.start()].count("\n") + 1 for found in BARRIER.finditer(source)]
+    numbers = iter(range(len(lines)))
+    numbered = BARRIER.sub(lambda found: f"if (left_out != {next(numbers)}) {found[0]}", source)
+    choose = 'extern "C" __global__ void leave_out(int barrier) { left_out = barrier; }'
+    return f"__device__ int left_out = -1; {numbered}\n{choose}\n", lines
+
+
+BARRIERS = [
+    pytest.param(file, number, id=f"{file.name}:{line}")
+    for file in FILES
+    for number, line in enumerate(with_numbered_barriers(file)[1])
+]
+
+
+@cache
+def with_numbered_barriers_built(file, together):
+    return Module(file, code=with_numbered_barriers(file)[0], instantiations=together)
+
+
+@pytest.mark.parametrize(("file", "number"), BARRIERS)
+def test_a_missing_barrier_shows(file, number, monkeypatch):
+    """Leave one out, and some case of some rung goes wrong under some order, or it need not be there."""
+
+    def crippled(launched, kernel):
+        if launched != file:
+            return emulated(launched, kernel)
+        module = with_numbered_barriers_built(file, gpu.built_together(file.read_text(), kernel))
+        launch(module.get_function("leave_out"), (1,), (1,), (np.int32(number),))
+        return module.get_function(kernel)
+
+    emulated = gpu._emulated
+    monkeypatch.setattr(gpu, "_emulated", crippled)
+    operation = file.parent.name
+    cases = sorted((inputs for _, inputs in OPERATIONS[operation][1]()), key=elements)
+    for inputs in reversed([inputs for inputs in cases if elements(inputs) <= MOST_EMULATED]):
+        for rung in cuda_c_rungs(operation):
+            try:
+                check_under([("ascending", 0), *SCHEDULES], operation, rung, inputs)
+            except (AssertionError, KernelError):
+                return
+    pytest.fail("the barrier was left out and every result was still right")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# NVIDIA's compiler takes what g++ takes
+
+
+@pytest.mark.skipif(nvrtc.why_not() is not None, reason=str(nvrtc.why_not()))
+@each_file
+def test_compiles_for_a_gpu(file, monkeypatch):
+    """Every kernel that the rungs launch, for both kinds of element."""
+    source, kernels = file.read_text(), set()
+
+    def remember(launched, kernel):
+        if launched == file:
+            kernels.update(gpu.built_together(source, kernel) or [kernel])
+        return lambda *arguments, **options: None
+
+    monkeypatch.setattr(gpu, "_emulated", remember)
+    operation = file.parent.name
+    for _, inputs in OPERATIONS[operation][1]():
+        for rung in cuda_c_rungs(operation):
+            run(operation, rung, changed(inputs, as_float32))
+            if operation in BFLOAT16:
+                run(operation, rung, changed(inputs, as_bfloat16, leave=BFLOAT16[operation]))
+    assert kernels
+    for arch in ("sm_80", "sm_90"):
+        cubin = nvrtc.nvrtc_compile(source, arch, file.name, instantiations=sorted(kernels))
+        assert cubin.startswith(b"\x7fELF")
