@@ -163,12 +163,22 @@ def _numba_cuda() -> ModuleType:
 # What this machine can run
 
 
+@cache
+def why_no_gpu() -> str | None:
+    """Why arrays cannot live on a GPU here; None where they can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); pip install 'minift[cuda]'"
+    return None if cupy.is_available() else "CuPy finds no GPU"
+
+
 def why_no_cuda_c(x) -> str | None:
     """Why CUDA C cannot run on arrays like `x` here; None where it can."""
     if x.dtype.name not in ("float32", "bfloat16"):
         return f"it takes float32 and bfloat16, not {x.dtype}"
     if isinstance(x, np.ndarray) and shutil.which("g++") is None:
-        return "there is no g++, with which it would run on the CPU"
+        return f"there is no g++ to run it on the CPU{_and_no_gpu()}"
     return None
 
 
@@ -177,9 +187,13 @@ def why_no_numba_cuda(x) -> str | None:
     if x.dtype.name != "float32":
         return f"it takes float32, not {x.dtype}"
     if isinstance(x, np.ndarray) and os.environ.get("NUMBA_ENABLE_CUDASIM") != "1":
-        return "it takes arrays of a GPU, or NumPy's in its simulator (NUMBA_ENABLE_CUDASIM=1)"
+        return f"Numba's simulator is off (NUMBA_ENABLE_CUDASIM=1 turns it on){_and_no_gpu()}"
     try:
         _numba_cuda()
     except ImportError as error:
         return f"numba-cuda cannot be imported: {error}"
     return None
+
+
+def _and_no_gpu() -> str:
+    return f", and there is no GPU: {why_no_gpu()}" if why_no_gpu() else ", and this is no array of the GPU"

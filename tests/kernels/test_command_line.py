@@ -1,7 +1,9 @@
 """`python -m minift_kernels`: the table of all rungs."""
 
+import shutil
+
 import pytest
-from minift_kernels import OPERATIONS
+from minift_kernels import OPERATIONS, gpu
 from minift_kernels.__main__ import STEPS, main
 
 
@@ -10,6 +12,17 @@ def test_prints_a_line_for_each_rung(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("grad_norm")]
     assert [line[2] for line in lines] == list(OPERATIONS["grad_norm"].rungs)
     assert float(lines[1][-1]) < 1e-6  # the difference
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
+def test_what_would_need_a_gpu_is_emulated_or_says_what_it_lacks(capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "no GPU")
+    assert main(["softmax"]) == 0
+    lines = {line.split()[2]: line for line in capsys.readouterr().out.splitlines() if " backward " in line}
+    assert list(lines) == list(OPERATIONS["softmax"].rungs)
+    for name, line in lines.items():
+        assert ("emulated" in line) == name.startswith("cuda_c")
+        assert ("simulator is off" in line and "no GPU" in line) == name.startswith("numba_cuda")
 
 
 def test_a_wrong_rung_is_said(capsys, monkeypatch):

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import minift_kernels
+import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels import OPERATIONS, gelu, use_kernels
+from minift_kernels import OPERATIONS, gelu, gpu, softmax, use_kernels
+from minift_kernels.ladder import Ladder, RungError
 
 KERNELS = Path(minift_kernels.__file__).parent
 
@@ -73,10 +75,49 @@ def test_an_unknown_rung_is_named_with_those_that_exist():
         pass
 
 
-def test_a_rung_that_the_operation_lacks():
-    class Fake:
+def test_an_unknown_rung_says_why_the_others_cannot_run_here(monkeypatch):
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "CuPy finds no GPU")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    with pytest.raises(RungError) as error, use_kernels("fortran"):
         pass
+    assert "numba_cuda cannot run here: Numba's simulator is off" in str(error.value)
+    assert "cuda_c cannot run here: there is no g++ to run it on the CPU" in str(error.value)
+    assert str(error.value).count("there is no GPU: CuPy finds no GPU") == 2
+    assert "\n" not in str(error.value)
 
+
+def test_a_family_stands_for_its_last_rung():
+    x = np.zeros(1, np.float32)
+    with use_kernels("cuda_c"):
+        assert softmax.ladder.choose(x) == "cuda_c_warp"
+    with use_kernels("cuda_c_naive"):
+        assert softmax.ladder.choose(x) == "cuda_c_naive"
+    with (
+        use_kernels("cuda_c_fortran"),
+        pytest.raises(RungError, match=r"softmax: .*it has reference, .*cuda_c_warp"),
+    ):
+        softmax.ladder.choose(x)
+
+
+class ArrayOfAGpu:
+    """All that the ladder looks at."""
+
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+
+
+def test_arrays_of_a_gpu_take_cuda_c_but_where_the_operation_says_otherwise():
+    rungs = softmax.ladder.rungs
+    single, double = ArrayOfAGpu(np.float32), ArrayOfAGpu(np.float64)
+    assert softmax.ladder.default(single) == "cuda_c_warp"
+    assert softmax.ladder.default(ArrayOfAGpu(ml_dtypes.bfloat16)) == "cuda_c_warp"
+    assert softmax.ladder.default(double) == "reference"
+    assert Ladder("softmax", rungs, on_gpu="reference").default(single) == "reference"
+    with use_kernels("numba_cpu"), pytest.raises(RungError, match="takes float32 arrays of NumPy"):
+        softmax.ladder.choose(single)
+
+
+def test_a_rung_that_the_operation_lacks():
     ladder = type(gelu.ladder)("gelu", {"reference": gelu.ladder.rungs["reference"]})
     with use_kernels("cuda_c"), pytest.raises(ValueError, match=r"gelu: .*'cuda_c'.* reference"):
         ladder.rung(np.zeros(1))
