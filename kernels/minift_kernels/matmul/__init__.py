@@ -1,7 +1,11 @@
 """Matrix product with a bias: c = a b + bias.
 
-    reference   the array library's own product, then one more pass over c for the bias
-    numba_cpu   blocks shared among the threads, BLAS on each, the bias added in cache
+    reference               the array library's own product, then one more pass over c for the bias
+    numba_cpu               blocks shared among the threads, BLAS on each, the bias added in cache
+    cuda_c_naive            one thread an element, a warp down a column of c
+    cuda_c_coalesced        a warp along a row of c, so that its threads read neighbours in memory
+    cuda_c_tiled            tiles in shared memory: each number is fetched once for 16 uses
+    cuda_c_register_tiled   8 x 8 sums in each thread's registers, numbers loaded in fours
 
 Shapes: a (M, K), b (K, N), c (M, N). Either factor may be a transposed view (`w.T`): no rung copies it.
 
@@ -14,9 +18,20 @@ There is no backward of its own, since the gradients are products themselves:
 
 from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
-from minift_kernels.matmul import numba_cpu, reference
+from minift_kernels.matmul import cuda_c, numba_cpu, reference
 
-ladder = Ladder("matmul", {"reference": reference, "numba_cpu": numba_cpu})
+ladder = Ladder(
+    "matmul",
+    {
+        "reference": reference,
+        "numba_cpu": numba_cpu,
+        "cuda_c_naive": cuda_c.naive,
+        "cuda_c_coalesced": cuda_c.coalesced,
+        "cuda_c_tiled": cuda_c.tiled,
+        "cuda_c_register_tiled": cuda_c.register_tiled,
+    },
+    on_gpu="reference",  # cuBLAS
+)
 
 
 def forward(a, b, bias=None):

@@ -1,0 +1,84 @@
+"""Rungs 5 to 9, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minift_kernels import gpu
+from minift_kernels.arrays import array_namespace
+
+HERE = Path(__file__).parent
+
+COLUMNS, THREADS_OF_COLUMN, ROWS = 32, 8, 256
+"""A block of sum_rows.cu: its columns, its threads for each, and its rows."""
+
+
+class _Product:
+    """What the steps share. They differ in the kernel, the threads of a block, and the part of c it computes."""
+
+    file: Path
+    kernel: str
+    block: tuple[int, ...]
+    tile: tuple[int, int]
+    """Rows and columns of c."""
+
+    def forward(self, a, b, bias=None):
+        (rows, inner), columns = a.shape, b.shape[1]
+        c = array_namespace(a).empty((rows, columns), a.dtype)
+        a, a_strides = layout(a)
+        b, b_strides = layout(b)
+        grid = (-(-columns // self.tile[1]), -(-rows // self.tile[0]))
+        sizes = (*np.int32([rows, columns, inner]), *np.int64([*a_strides, *b_strides]))
+        kernel = f"{self.kernel}<{gpu.c_type(c)}>"
+        gpu.launch(self.file, kernel, grid, self.block, (a, b, gpu.contiguous(bias), c, *sizes))
+        return c
+
+    def sum_rows(self, x):
+        xp, x, (rows, columns) = array_namespace(x), gpu.contiguous(x), x.shape
+        blocks = -(-rows // ROWS)
+        partial = xp.empty((blocks, columns), np.float32)
+        sums = xp.empty(columns, x.dtype)
+        grid, block = (-(-columns // COLUMNS), blocks), (COLUMNS, THREADS_OF_COLUMN)
+        file, kind = HERE / "sum_rows.cu", gpu.c_type(x)
+        arguments = (x, partial, *np.int32([rows, columns, ROWS]))
+        gpu.launch(file, f"sum_rows_of_block<{kind}>", grid, block, arguments)
+        arguments = (partial, sums, *np.int32([blocks, columns]))
+        gpu.launch(file, f"sum_partial_sums<{kind}>", (-(-columns // 128),), (128,), arguments)
+        return sums
+
+
+def layout(x):
+    """x, or a copy, as a contiguous array, and how far apart its rows and its columns then are in memory.
+
+    A transposed view is a contiguous array seen otherwise: it is not copied.
+    """
+    if x.T.flags.c_contiguous and not x.flags.c_contiguous:
+        return gpu.contiguous(x.T), (1, x.shape[0])
+    return gpu.contiguous(x), (x.shape[1], 1)
+
+
+class Naive(_Product):
+    """Rung 5, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
+
+    file, kernel, block, tile = HERE / "naive.cu", "matmul_naive", (32, 8), (32, 8)
+
+
+class Coalesced(_Product):
+    """Rung 6, the same with a warp along a row: its reads of b and its writes are one access each."""
+
+    file, kernel, block, tile = HERE / "naive.cu", "matmul_coalesced", (32, 8), (8, 32)
+
+
+class Tiled(_Product):
+    """Rung 7, tiles in shared memory: each number is fetched once for 16 uses."""
+
+    file, kernel, block, tile = HERE / "tiled.cu", "matmul_tiled", (16, 16), (16, 16)
+
+
+class RegisterTiled(_Product):
+    """Rung 8, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
+
+    file, kernel, block, tile = HERE / "register_tiled.cu", "matmul_register_tiled", (256,), (128, 128)
+
+
+naive, coalesced, tiled, register_tiled = Naive(), Coalesced(), Tiled(), RegisterTiled()
