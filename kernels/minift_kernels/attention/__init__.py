@@ -1,7 +1,9 @@
 """Attention inside each text of a packed batch: out = dropout(softmax(scale q k^T)) v, for each head.
 
-    reference   the formula, one text and one head at a time
-    numba_cpu   blocks of queries whose scores stay in cache, on all cores
+    reference             the formula, one text and one head at a time
+    numba_cpu             blocks of queries whose scores stay in cache, on all cores
+    cuda_c_materialised   a kernel for each step of the formula, the scores written out
+    cuda_c_flash          a tile of scores at a time, and a softmax that is taken step by step
 
 Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention,
 Ainslie et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is
@@ -21,10 +23,18 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 """
 
 from minift_kernels.arrays import check_shape
-from minift_kernels.attention import numba_cpu, reference
+from minift_kernels.attention import cuda_c, numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
-ladder = Ladder("attention", {"reference": reference, "numba_cpu": numba_cpu})
+ladder = Ladder(
+    "attention",
+    {
+        "reference": reference,
+        "numba_cpu": numba_cpu,
+        "cuda_c_materialised": cuda_c.materialised,
+        "cuda_c_flash": cuda_c.flash,
+    },
+)
 
 
 def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):

@@ -1,0 +1,165 @@
+"""Rungs 5 and 6, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minift_kernels import gpu
+from minift_kernels.arrays import array_namespace, check_segments
+from minift_kernels.philox import keep_scale, word_threshold
+
+HERE = Path(__file__).parent
+
+
+class Materialised:
+    """Rung 5, the formula, a kernel a step; scores are written out: (N, T, L), where L is the longest text's keys."""
+
+    file = HERE / "materialised.cu"
+
+    def forward(self, q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
+        xp = array_namespace(q)
+        problem = _Problem(q, k, q_segments, k_segments, heads)
+        q, k, v = (gpu.contiguous(x) for x in (q, k, v))
+        out, logsumexp = xp.empty(q.shape, q.dtype), xp.empty((heads, len(q)), np.float32)
+        text_of_query = self._texts_of_rows(xp, problem.q_segments, len(q))
+        probabilities = self._scores(q, k, problem, text_of_query, scale, causal)
+        sizes = np.int32([len(q), probabilities.shape[2]])
+        arguments = (probabilities, logsumexp, *sizes, *_mask(dropout, key))
+        gpu.launch(self.file, "attention_softmax", (-(-len(q) // 4), heads), (128,), arguments)
+        arguments = (probabilities, v, problem.k_segments, text_of_query, out, *problem.sizes, sizes[1])
+        self._launch_by_columns("attention_out", out, arguments)
+        return out, logsumexp
+
+    def backward(
+        self, dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale,
+        causal=False, dropout=0.0, key=(0, 0),
+    ):  # fmt: skip
+        xp = array_namespace(q)
+        problem = _Problem(q, k, q_segments, k_segments, heads)
+        dout, q, k, v, out, logsumexp = (gpu.contiguous(x) for x in (dout, q, k, v, out, logsumexp))
+        dq, dk, dv = (xp.empty(x.shape, x.dtype) for x in (q, k, v))
+        text_of_query = self._texts_of_rows(xp, problem.q_segments, len(q))
+        text_of_key = self._texts_of_rows(xp, problem.k_segments, len(k))
+        scores = self._scores(q, k, problem, text_of_query, scale, causal)  # which become probabilities
+        dscores = xp.empty(scores.shape, np.float32)
+        most_keys, scale = np.int32(scores.shape[2]), np.float32(scale)
+        arguments = (dout, v, out, logsumexp, problem.k_segments, text_of_query, scores, dscores,
+                     *problem.sizes, most_keys, *_mask(dropout, key))  # fmt: skip
+        self._launch_by_scores("attention_dscores", q, scores, arguments)
+        arguments = (dscores, k, problem.k_segments, text_of_query, dq, *problem.sizes, most_keys, scale)
+        self._launch_by_columns("attention_dq", dq, arguments)
+        arguments = (dscores, scores, q, dout, problem.q_segments, problem.k_segments, text_of_key, dk, dv,
+                     *problem.sizes, most_keys, scale)  # fmt: skip
+        self._launch_by_columns("attention_dk_dv", dk, arguments)
+        return dq, dk, dv
+
+    def _texts_of_rows(self, xp, segments, rows):
+        text_of_row = xp.empty(rows, np.int32)
+        arguments = (segments, *np.int32([len(segments), rows]), text_of_row)
+        gpu.launch(self.file, "attention_find_texts", (-(-rows // 128),), (128,), arguments)
+        return text_of_row
+
+    def _scores(self, q, k, problem, text_of_query, scale, causal):
+        scores = array_namespace(q).empty((problem.heads, len(q), problem.most_keys()), np.float32)
+        arguments = (q, k, problem.q_segments, problem.k_segments, text_of_query, scores, *problem.sizes,
+                     np.int32(scores.shape[2]), np.float32(scale), np.int32(causal))  # fmt: skip
+        self._launch_by_scores("attention_scores", q, scores, arguments)
+        return scores
+
+    def _launch_by_scores(self, kernel, q, scores, arguments):
+        heads, rows, keys = scores.shape
+        grid = (-(-keys // 32), -(-rows // 4), heads)
+        gpu.launch(self.file, f"{kernel}<{gpu.c_type(q)}>", grid, (32, 4), arguments)
+
+    def _launch_by_columns(self, kernel, result, arguments):
+        grid = (-(-result.shape[1] // 128), len(result))
+        gpu.launch(self.file, f"{kernel}<{gpu.c_type(result)}>", grid, (128,), arguments)
+
+
+class Flash:
+    """Rung 6, a tile of scores at a time and the softmax step by step: nothing of size T x T is written."""
+
+    file, kernels = HERE / "flash.cu", "flash"
+    query_rows, key_rows, threads = 32, 32, 64
+
+    def forward(self, q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
+        xp = array_namespace(q)
+        problem = _Problem(q, k, q_segments, k_segments, heads)
+        q, k, v = (gpu.contiguous(x) for x in (q, k, v))
+        out = xp.zeros(q.shape, q.dtype)  # rows in no text stay 0
+        logsumexp = xp.full((heads, len(q)), -np.inf, np.float32)
+        options = problem.options(scale, causal, dropout, key)
+        self._launch("forward", (heads, problem.tiles(len(q), 32)), problem, (q, k, v, out, logsumexp, *options))
+        return out, logsumexp
+
+    def backward(
+        self, dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale,
+        causal=False, dropout=0.0, key=(0, 0),
+    ):  # fmt: skip
+        xp = array_namespace(q)
+        problem = _Problem(q, k, q_segments, k_segments, heads)
+        dout, q, k, v, out, logsumexp = (gpu.contiguous(x) for x in (dout, q, k, v, out, logsumexp))
+        dq, dk, dv = (xp.zeros(x.shape, x.dtype) for x in (q, k, v))
+        dots = xp.empty((heads, len(q)), np.float32)
+        arguments = (dout, out, dots, *np.int32([len(q), heads, problem.size]))
+        gpu.launch(self.file, f"flash_dots<{gpu.c_type(q)}>", (heads, -(-len(q) // 4)), (128,), arguments)
+        options = problem.options(scale, causal, dropout, key)
+        given = (dout, q, k, v, logsumexp, dots)
+        self._launch("dk_dv", (problem.key_heads, problem.tiles(len(k), 32)), problem, (*given, dk, dv, *options))
+        self._launch("dq", (heads, problem.tiles(len(q), 32)), problem, (*given, dq, *options))
+        return dq, dk, dv
+
+    def _launch(self, kernel, grid, problem, arguments):
+        q = arguments[0]
+        size = problem.padded_size()
+        shared = 0 if kernel == "forward" else 4 * (4 * 32 * (size + 1) + 2 * 32 * 33)  # BackwardTiles
+        gpu.launch(self.file, f"flash_{kernel}<{gpu.c_type(q)}, {size}>", grid, (64,), arguments, shared)
+
+
+class _Problem:
+    """The segments as the kernels want them, and the sizes, which are the same for all of them."""
+
+    def __init__(self, q, k, q_segments, k_segments, heads):
+        self.heads, self.size = heads, q.shape[1] // heads
+        self.key_heads = k.shape[1] // self.size
+        self.rows, self.key_rows = len(q), len(k)
+        self.q_segments = _segments(q_segments, q)
+        self.k_segments = _segments(k_segments, k)
+        self.sizes = np.int32([len(q), len(k), heads, self.key_heads, self.size])
+
+    def most_keys(self):
+        """How many keys the longest text has. The GPU must be waited for to know it."""
+        lengths = self.k_segments[:, 1] - self.k_segments[:, 0]
+        return int(lengths.max()) if len(lengths) else 0
+
+    def tiles(self, rows, rows_of_tile):
+        """As many as the tiles of all texts can be: each text may end in a tile that is not full."""
+        return rows // rows_of_tile + len(self.q_segments) if rows else 0
+
+    def padded_size(self):
+        """The head size that the kernel is compiled for. Raises ValueError for one that is too large."""
+        for size in (32, 64, 128):
+            if self.size <= size:
+                return size
+        raise ValueError(f"attention: CUDA C takes heads of at most 128 columns, not {self.size}")
+
+    def options(self, scale, causal, dropout, key):
+        """What all flash kernels take after their arrays."""
+        texts = np.int32(len(self.q_segments))
+        return (self.q_segments, self.k_segments, texts, *self.sizes, np.float32(scale), np.int32(causal),
+                *_mask(dropout, key))  # fmt: skip
+
+
+def _segments(segments, x):
+    """int64 on x's device. Segments that are on a GPU already are not looked at: that would have to wait for it."""
+    if isinstance(segments, np.ndarray):
+        check_segments(segments, len(x))
+    return gpu.contiguous(array_namespace(x).asarray(segments, np.int64))
+
+
+def _mask(dropout, key):
+    """The threshold, the scale and the key of dropout, as all kernels take them."""
+    return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
+
+
+materialised, flash = Materialised(), Flash()
