@@ -2,8 +2,13 @@
 
     y = (s - mean(s)) rstd * weight + bias,  s = x + residual,  rstd = 1 / sqrt(variance(s) + eps)
 
-    reference   one array operation after another
-    numba_cpu   one pass over memory, a row at a time in cache
+    reference           one array operation after another
+    numba_cpu           one pass over memory, a row at a time in cache
+    numba_cuda_naive    one thread a row, in Python
+    numba_cuda_shared   one block a row, whose threads meet in shared memory
+    cuda_c_naive        the same two steps in CUDA C: one thread a row,
+    cuda_c_shared       then one block a row, and the sums over rows in two stages, without atomics
+    cuda_c_warp         one warp a row, which stays in registers: read once, 16 bytes a load
 
 A transformer normalises the sum of a layer's output and its input, so the sum is part of the operation: it is
 never written to memory. Shapes: T rows, H columns.
@@ -11,9 +16,20 @@ never written to memory. Shapes: T rows, H columns.
 
 from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
-from minift_kernels.layer_norm import numba_cpu, reference
+from minift_kernels.layer_norm import cuda_c, numba_cpu, numba_cuda, reference
 
-ladder = Ladder("layer_norm", {"reference": reference, "numba_cpu": numba_cpu})
+ladder = Ladder(
+    "layer_norm",
+    {
+        "reference": reference,
+        "numba_cpu": numba_cpu,
+        "numba_cuda_naive": numba_cuda.naive,
+        "numba_cuda_shared": numba_cuda.shared,
+        "cuda_c_naive": cuda_c.naive,
+        "cuda_c_shared": cuda_c.shared,
+        "cuda_c_warp": cuda_c.warp,
+    },
+)
 
 
 def forward(x, residual, weight, bias, eps):
