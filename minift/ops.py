@@ -160,3 +160,17 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
 
     xp = array_namespace(tensors[0].data)
     return Tensor(xp.concatenate([tensor.data for tensor in tensors]), parents=tensors, backward=backward)
+
+
+def put_in_front(rows: Tensor, x: Tensor, segments: Array) -> Tensor:
+    """The texts of x, each with the same rows in front of it: rows (n, H), x (T, H), segments (B, 2); y (T + B n, H).
+
+    Texts follow each other without gaps in y, wherever they stood in x.
+    """
+    count = len(rows)
+    xp = array_namespace(x.data)
+    indices = [
+        index for start, end in segments for index in (range(count), range(count + start, count + end))
+    ]
+    places = xp.concatenate([xp.arange(each.start, each.stop) for each in indices])
+    return embedding(places, concatenate([rows, x]))

@@ -224,7 +224,9 @@ def test_no_backward_runs_and_nothing_is_kept_below_the_frozen_layers(tmp_path, 
         assert any(path.startswith(module) for path in ran)
         assert sum(size for path, size in kept.items() if path.startswith(module)) > 0
     # One layer's nodes: query, key, value, attention, 2 x (linear, dropout, layer norm), linear, gelu.
-    assert sum(path.startswith("bert.encoder.layer") for path in ran) == 12 * (CONFIG.num_hidden_layers - frozen)
+    assert sum(path.startswith("bert.encoder.layer") for path in ran) == 12 * (
+        CONFIG.num_hidden_layers - frozen
+    )
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == any(name.startswith(module) for module in below), name
 

@@ -97,7 +97,7 @@ def layer_norm(x, module):
     return (x - mean) / np.sqrt(variance + module.eps) * module.weight.data + module.bias.data
 
 
-x = embeddings(batch)
+x = embeddings(embeddings.word_embeddings(batch.ids), batch)
 print("embeddings:", x)
 assert x.shape == (T, H)
 np.testing.assert_allclose(x.data, layer_norm(summed, embeddings.LayerNorm), atol=1e-5)

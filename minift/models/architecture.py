@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from minift import random
+from minift import ops, random
 from minift.data import Batch
 from minift.errors import InputError
 from minift.nn import Module
@@ -42,9 +42,21 @@ class ModelConfig:
     initializer_range: float
     """The standard deviation of new weights."""
 
+    hidden_size: ClassVar[Any]
+    """H, the width of every token's vector: a field, or a property where config.json has another name for it."""
+    num_hidden_layers: ClassVar[Any]
+    """The number of layers."""
+    num_attention_heads: ClassVar[Any]
+    """N, the number of heads; each works on D numbers of every query."""
+
     @property
     def longest_text(self) -> int:
         """In tokens: what the model has positions for."""
+        raise NotImplementedError
+
+    @property
+    def head_dropout(self) -> float:
+        """The dropout before a classifier."""
         raise NotImplementedError
 
     @classmethod
@@ -97,9 +109,21 @@ class Body(Module):
         """The layers, the lowest first."""
         raise NotImplementedError
 
+    def words(self, batch: Batch) -> Tensor:
+        """The vector of each token by itself, (T, H): what soft prompts are put in front of, text by text."""
+        raise NotImplementedError
+
+    def embed(self, words: Tensor, batch: Batch) -> Tensor:
+        """What the first layer reads, (T, H): the words, and what the foundation adds to them, such as positions."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor, batch: Batch) -> Tensor:
+        """All layers, and what stands above the last one: (T, H)."""
+        raise NotImplementedError
+
     def forward(self, batch: Batch) -> Tensor:
         """One vector for every token: (T, H)."""
-        raise NotImplementedError
+        return self.encode(self.embed(self.words(batch), batch), batch)
 
     def freeze(self, layers: int) -> None:
         """Freeze the embeddings and the lowest `layers` layers. Raises InputError where there are fewer layers."""
@@ -127,6 +151,17 @@ class Head:
     def forward(model: Any, batch: Batch) -> Tensor:
         """The answers to a batch, such as logits (B, C)."""
         raise NotImplementedError
+
+
+def rows_with_a_target(x: Tensor, batch: Batch) -> Tensor:
+    """The rows of x (T, H) whose token has a label, or all where the batch has none: (R, H).
+
+    A vocabulary is so large that a language model's head costs as much as several layers; it is run where it counts.
+    """
+    if batch.labels is None:
+        return x
+    targets = np.flatnonzero(batch.labels != -100)
+    return x if len(targets) == len(x) else ops.embedding(targets, x)
 
 
 def initialize(parameters: dict[str, Tensor], standard_deviation: float) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from minift import ops, random
+from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
-from minift.models.architecture import Architecture, Body, Head, ModelConfig
-from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
+from minift.models.architecture import Architecture, Body, Head, ModelConfig, rows_with_a_target
+from minift.models.attention import SelfAttention
+from minift.models.heads import AnswerHead, TokenHead
+from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from minift.tensor import Tensor
 
 ACTIVATIONS = {"gelu": ops.gelu, "relu": ops.relu}
@@ -54,6 +56,10 @@ class BertConfig(ModelConfig):
     def longest_text(self) -> int:
         return self.max_position_embeddings
 
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
     def check(self, config: Mapping[str, Any], source: str) -> None:
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(f"{source}: position_embedding_type is not 'absolute', which alone is supported")
@@ -78,35 +84,26 @@ class BertEmbeddings(Module):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, batch: Batch) -> Tensor:
-        words = self.word_embeddings(batch.ids)  # (T, H)
+    def forward(self, words: Tensor, batch: Batch) -> Tensor:
+        """What the first layer reads, from the words' own vectors: both (T, H)."""
         positions = self.position_embeddings(batch.positions)
         types = self.token_type_embeddings(batch.token_types)
         return self.dropout(self.LayerNorm(words + types, positions))
 
 
-class BertSelfAttention(Module):
+class BertSelfAttention(SelfAttention):
     """Each token gathers from the tokens of its text, as much as its query fits their keys, their values."""
 
     def __init__(self, config: BertConfig):
+        super().__init__(config.num_attention_heads, config.attention_probs_dropout_prob)
         self.query = Linear(config.hidden_size, config.hidden_size)
         self.key = Linear(config.hidden_size, config.hidden_size)
         self.value = Linear(config.hidden_size, config.hidden_size)
-        self.heads = config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, x: Tensor, segments: np.ndarray, context: Context | None = None) -> Tensor:
-        dropping = self.training and self.dropout > 0
         looked_at, their_segments = context or (x, segments)
-        return ops.attention(
-            self.query(x),
-            self.key(looked_at),
-            self.value(looked_at),
-            segments,
-            their_segments,
-            heads=self.heads,
-            dropout=self.dropout if dropping else 0.0,
-            key=random.default_generator.next_key() if dropping else (0, 0),
+        return self.attend(
+            self.query(x), self.key(looked_at), self.value(looked_at), segments, their_segments
         )
 
 
@@ -204,17 +201,31 @@ class BertPooler(Module):
 
 
 class Bert(Body):
-    """The encoder with its embeddings and pooler, under the names of transformers' BertModel."""
+    """The encoder with its embeddings, under the names of transformers' BertModel.
+
+    The pooler is added by the head that reads it, since checkpoints of other heads have none.
+    """
+
+    pooler: BertPooler
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+
+    def words(self, batch: Batch) -> Tensor:
+        return self.embeddings.word_embeddings(batch.ids)
+
+    def embed(self, words: Tensor, batch: Batch) -> Tensor:
+        return self.embeddings(words, batch)
+
+    def encode(self, x: Tensor, batch: Batch, first_only: bool = False) -> Tensor:
+        """All layers: (T, H), or only the first token's vector of each text (B, H), which costs less."""
+        return self.encoder(x, batch.segments, first_only)
 
     def forward(self, batch: Batch, first_only: bool = False) -> Tensor:
-        """One vector for every token (T, H), or only for the first token of each text (B, H), which costs less."""
-        return self.encoder(self.embeddings(batch), batch.segments, first_only)
+        """One vector for every token (T, H), or only for the first token of each text (B, H)."""
+        return self.encode(self.embed(self.words(batch), batch), batch, first_only)
 
     @property
     def foundation(self) -> list[Module]:
@@ -230,7 +241,8 @@ class BertSequenceHead(Head):
 
     @staticmethod
     def build(model, config: BertConfig, outputs: int) -> None:
-        model.dropout = Dropout(classifier_dropout(config))
+        model.bert.pooler = BertPooler(config)
+        model.dropout = Dropout(config.head_dropout)
         model.classifier = Linear(config.hidden_size, outputs)
 
     @staticmethod
@@ -239,9 +251,47 @@ class BertSequenceHead(Head):
         return model.classifier(model.dropout(pooled))  # (B, C)
 
 
-def classifier_dropout(config: BertConfig) -> float:
-    """The dropout before a classifier."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+class BertPredictionTransform(Module):
+    """One more layer between the last vector and the vocabulary."""
+
+    def __init__(self, config: BertConfig):
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(x)))
+
+
+class BertPredictions(Module):
+    """How well each word of the vocabulary fits: the product with the word's own vector, plus its bias."""
+
+    def __init__(self, config: BertConfig):
+        self.transform = BertPredictionTransform(config)
+        self.bias = Parameter(np.zeros(config.vocab_size, np.float32))
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        return ops.linear(self.transform(x), words, self.bias)  # (R, V)
+
+
+class BertPretrainingHeads(Module):
+    """Under its name in a checkpoint, `cls`."""
+
+    def __init__(self, config: BertConfig):
+        self.predictions = BertPredictions(config)
+
+
+class BertMaskedHead(Head):
+    """Which word stood there, for each token that has a label, or for all (Devlin et al. 2019, section 3.1)."""
+
+    @staticmethod
+    def build(model, config: BertConfig, outputs: int) -> None:
+        model.cls = BertPretrainingHeads(config)
+
+    @staticmethod
+    def forward(model, batch: Batch) -> Tensor:
+        x = rows_with_a_target(model.bert(batch), batch)  # (R, H)
+        return model.cls.predictions(x, model.bert.embeddings.word_embeddings.weight)  # (R, V)
 
 
 def current_name(key: str) -> str:
@@ -265,6 +315,11 @@ ARCHITECTURE = Architecture(
     body_name="bert",
     config=BertConfig,
     body=Bert,
-    heads={"SequenceClassification": BertSequenceHead},
+    heads={
+        "SequenceClassification": BertSequenceHead,
+        "TokenClassification": TokenHead,
+        "QuestionAnswering": AnswerHead,
+        "MaskedLM": BertMaskedHead,
+    },
     current_name=current_name,
 )

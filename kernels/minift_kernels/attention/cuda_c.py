@@ -89,7 +89,9 @@ class Flash:
         out = xp.zeros(q.shape, q.dtype)  # rows in no text stay 0
         logsumexp = xp.full((heads, len(q)), -np.inf, np.float32)
         options = problem.options(scale, causal, dropout, key)
-        self._launch("forward", (heads, problem.tiles(len(q), 32)), problem, (q, k, v, out, logsumexp, *options))
+        self._launch(
+            "forward", (heads, problem.tiles(len(q), 32)), problem, (q, k, v, out, logsumexp, *options)
+        )
         return out, logsumexp
 
     def backward(
@@ -105,7 +107,9 @@ class Flash:
         gpu.launch(self.file, f"flash_dots<{gpu.c_type(q)}>", (heads, -(-len(q) // 4)), (128,), arguments)
         options = problem.options(scale, causal, dropout, key)
         given = (dout, q, k, v, logsumexp, dots)
-        self._launch("dk_dv", (problem.key_heads, problem.tiles(len(k), 32)), problem, (*given, dk, dv, *options))
+        self._launch(
+            "dk_dv", (problem.key_heads, problem.tiles(len(k), 32)), problem, (*given, dk, dv, *options)
+        )
         self._launch("dq", (heads, problem.tiles(len(q), 32)), problem, (*given, dq, *options))
         return dq, dk, dv
 
