@@ -117,12 +117,15 @@ def float32_array(address, size):
     return carray(_float32_pointer(address), size)  # pyright: ignore[reportCallIssue]
 
 
-def chunks_of(arrays, size):
-    """(chunks, 3) of integers: which array, where the chunk starts in it, and how many elements it has."""
+def chunks_of(sizes, size):
+    """Arrays of these sizes in chunks of at most `size` elements.
+
+    (chunks, 3) of integers: which array, where the chunk starts in it, and how many elements it has.
+    """
     chunks = [
-        (number, start, min(size, array.size - start))
-        for number, array in enumerate(arrays)
-        for start in range(0, array.size, size)
+        (number, start, min(size, elements - start))
+        for number, elements in enumerate(sizes)
+        for start in range(0, elements, size)
     ]
     return np.array(chunks, np.int64).reshape(-1, 3)
 

@@ -3,17 +3,29 @@
     m = beta1 m + (1 - beta1) g            v = beta2 v + (1 - beta2) g^2
     w = w - lr weight_decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 
-    reference   a dozen passes over each array
-    numba_cpu   one pass over memory, one launch for all arrays
+    reference       a dozen passes over each array
+    numba_cpu       one pass over memory, one launch for all arrays
+    numba_cuda      one launch for each array, a thread for each element, in Python
+    cuda_c_naive    the same in CUDA C
+    cuda_c_chunks   one launch for all arrays, by a table of where they are; 16-byte loads
 
 Parameters and moments change in place, gradients never.
 """
 
-from minift_kernels.adamw import numba_cpu, reference
+from minift_kernels.adamw import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
 
-ladder = Ladder("adamw", {"reference": reference, "numba_cpu": numba_cpu})
+ladder = Ladder(
+    "adamw",
+    {
+        "reference": reference,
+        "numba_cpu": numba_cpu,
+        "numba_cuda": numba_cuda.naive,
+        "cuda_c_naive": cuda_c.naive,
+        "cuda_c_chunks": cuda_c.chunks,
+    },
+)
 
 
 def step(

@@ -33,7 +33,7 @@ def step(
     flat = [[contiguous(array) for array in arrays] for arrays in lists]
     _step(
         np.array([[array.ctypes.data for array in arrays] for arrays in flat], np.int64),
-        chunks_of(parameters, _CHUNK),
+        chunks_of([array.size for array in parameters], _CHUNK),
         np.float32(1 - lr * weight_decay),
         np.float32(beta1),
         np.float32(
