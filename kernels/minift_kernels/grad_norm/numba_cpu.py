@@ -15,7 +15,7 @@ _CHUNK = 1 << 15
 def forward(gradients):
     gradients = [contiguous(gradient) for gradient in gradients]
     addresses = np.array([gradient.ctypes.data for gradient in gradients], np.int64)
-    chunks = chunks_of(gradients, _CHUNK)
+    chunks = chunks_of([gradient.size for gradient in gradients], _CHUNK)
     totals = np.empty(len(chunks), np.float64)
     _sums_of_squares(addresses, chunks, totals)
     return math.sqrt(totals.sum())
