@@ -7,10 +7,12 @@ CONTRIBUTING.md lists the files in reading order.
 
 from minift_kernels import use_kernels
 
+from minift.breakpoints import clear_breakpoints, set_breakpoint
 from minift.data import Batch, Dataset, batches
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.history import detect_anomaly, no_grad
+from minift.ledger import Ledger
 from minift.load import load
 from minift.losses import cross_entropy, mse_loss
 from minift.models.bert import Bert, BertConfig
@@ -23,8 +25,10 @@ from minift.optim import (
     linear_schedule,
 )
 from minift.random import manual_seed
+from minift.recording import Summary, recording
 from minift.tasks.text_classification import Prediction, TextClassification
 from minift.tensor import Tensor
+from minift.trace import trace
 from minift.train import TrainingConfig, finetune
 
 __version__ = "0.1.0"
@@ -36,11 +40,14 @@ __all__ = [
     "BertConfig",
     "Dataset",
     "InputError",
+    "Ledger",
     "Prediction",
+    "Summary",
     "Tensor",
     "TextClassification",
     "TrainingConfig",
     "batches",
+    "clear_breakpoints",
     "clip_grad_norm_",
     "constant_schedule",
     "cosine_schedule",
@@ -54,5 +61,8 @@ __all__ = [
     "manual_seed",
     "mse_loss",
     "no_grad",
+    "recording",
+    "set_breakpoint",
+    "trace",
     "use_kernels",
 ]

@@ -16,7 +16,9 @@ import numpy as np
 from minift_kernels import matmul as matmul_kernels
 from minift_kernels.arrays import array_namespace
 
+from minift import breakpoints
 from minift.history import Array, Backward, Leaf, Node, Step, backward_steps, detecting_anomaly, grad_enabled
+from minift.recording import record
 
 
 class Tensor:
@@ -60,7 +62,7 @@ class Tensor:
         ]
         if grad_enabled() and any(origin is not None for origin in origins):
             self.requires_grad = True
-            self.node = Node(self.data, origins, backward)
+            self.node = Node(self.data, origins, backward, record(self.data, parents, backward))
         if detecting_anomaly():
             self._check_finite(backward)
 
@@ -76,16 +78,25 @@ class Tensor:
     # ------------------------------------------------------------------------------------------------------------
     # Gradients
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Array | None = None, *, breakpoint_on: str | None = None) -> None:
         """Take `gradient` (1 for a scalar) back through the history, adding to `.grad` of every leaf.
 
-        Raises RuntimeError without a history, for a tensor of several elements without `gradient`, and for a
-        history that an earlier call has consumed.
-        """
-        deque(self.backward_steps(gradient), maxlen=0)
+        With `breakpoint_on="nan"` the debugger opens at the first operation that turns finite numbers into NaN or
+        infinity, before they are handed on.
 
-    def backward_steps(self, gradient: Array | None = None) -> Iterator[Step]:
-        """The backward pass one operation at a time: `for step in loss.backward_steps(): ...`."""
+        Raises RuntimeError without a history, for a tensor of several elements without `gradient`, and for a
+        history that an earlier call has consumed; ValueError for another `breakpoint_on`.
+        """
+        deque(self.backward_steps(gradient, breakpoint_on=breakpoint_on), maxlen=0)
+
+    def backward_steps(
+        self, gradient: Array | None = None, *, breakpoint_on: str | None = None
+    ) -> Iterator[Step]:
+        """The backward pass one operation at a time: `for step in loss.backward_steps(): ...`.
+
+        Inputs, outputs and bytes held are in the steps of a forward pass that ran inside `minift.recording()`.
+        """
+        look = breakpoints.watcher(breakpoint_on)
         if not self.requires_grad:
             raise RuntimeError("this tensor has no history: nothing it was made of requires a gradient")
         if gradient is None:
@@ -98,7 +109,7 @@ class Tensor:
         if self.node is None:
             self.accumulate(gradient)
             return iter(())
-        return backward_steps(self.node, gradient)
+        return backward_steps(self.node, gradient, look)
 
     def accumulate(self, gradient: Array) -> None:
         """Add to `.grad`. Gradient arrays are never changed in place, so they may be shared."""

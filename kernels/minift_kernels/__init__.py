@@ -17,6 +17,7 @@ from minift_kernels import (
     layer_norm,
     matmul,
     softmax,
+    summary,
 )
 from minift_kernels.ladder import use_kernels
 
@@ -35,6 +36,7 @@ OPERATIONS = {
         cross_entropy,
         adamw,
         grad_norm,
+        summary,
     )
 }
 """Every ladder by the name of its operation."""

@@ -231,6 +231,11 @@ def _grad_norm(s: Setting):
     return {"forward": lambda rung: np.float64(rung.forward(gradients))}
 
 
+def _summary(s: Setting):
+    x = s.normal(s.tokens, s.feed_forward)
+    return {"forward": lambda rung: rung.forward(x)}
+
+
 STEPS: dict[str, Callable[[Setting], dict[str, Callable]]] = {
     "matmul": _matmul,
     "softmax": _softmax,
@@ -242,6 +247,7 @@ STEPS: dict[str, Callable[[Setting], dict[str, Callable]]] = {
     "cross_entropy": _cross_entropy,
     "adamw": _adamw,
     "grad_norm": _grad_norm,
+    "summary": _summary,
 }
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ def run_grad_norm(rung, gradients):
     return {"norm": np.float64(rung.forward(gradients))}
 
 
+def run_summary(rung, x):
+    moments, counts = rung.forward(x)
+    return {"moments": moments, "counts": counts}
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The hard inputs of each
 
@@ -277,6 +282,19 @@ def grad_norm_cases():
     yield "many equal squares", dict(gradients=[np.full(1 << 20, 1 + 2.0**-23)])
 
 
+def summary_cases():
+    for shape in ((1,), (3, 7), (2, 3, 5), (16385,), (0, 4)):
+        yield f"{shape}", dict(x=normal(*shape))
+    powers = 2.0 ** np.arange(-60, 60)
+    yield "the edges of the bins", dict(x=np.concatenate([powers, -powers, powers * (1 - 2.0**-24)]))
+    yield "zeros and denormal numbers", dict(x=np.array([0.0, -0.0, 2.0**-140, -(2.0**-149), 1.0]))
+    some = normal(3, 8000)
+    some[0, 5], some[1, 3], some[1, 4], some[2, 7990] = np.nan, INFINITY, -INFINITY, np.nan
+    yield "NaN and infinities among others", dict(x=some)
+    yield "nothing finite", dict(x=np.array([np.nan, INFINITY]))
+    yield "squares beyond float32", dict(x=np.array([2.0**100, -(2.0**100), 2.0**-100]))
+
+
 OPERATIONS = {
     "matmul": (run_matmul, matmul_cases),
     "softmax": (run_softmax, softmax_cases),
@@ -288,6 +306,7 @@ OPERATIONS = {
     "cross_entropy": (run_cross_entropy, cross_entropy_cases),
     "adamw": (run_adamw, adamw_cases),
     "grad_norm": (run_grad_norm, grad_norm_cases),
+    "summary": (run_summary, summary_cases),
 }
 
 
