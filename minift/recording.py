@@ -46,7 +46,8 @@ class Summary:
     nan: int
     infinite: int
     histogram: tuple[int, ...]
-    """How many of the other elements have 2^(k-40) <= |x| < 2^(k-39), for k from 0 to 55; the ends hold the rest."""
+    """How many of the other elements have 2^(k-40) <= |x| < 2^(k-39), for k from 0 to 55; the ends hold the rest. Of
+    more than 65,536 elements, every seventh is counted."""
 
     @classmethod
     def of(cls, array: Array) -> "Summary":

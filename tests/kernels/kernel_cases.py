@@ -285,6 +285,7 @@ def grad_norm_cases():
 def summary_cases():
     for shape in ((1,), (3, 7), (2, 3, 5), (16385,), (0, 4)):
         yield f"{shape}", dict(x=normal(*shape))
+    yield "more than are counted one and all", dict(x=normal(257, 300))
     powers = 2.0 ** np.arange(-60, 60)
     yield "the edges of the bins", dict(x=np.concatenate([powers, -powers, powers * (1 - 2.0**-24)]))
     yield "zeros and denormal numbers", dict(x=np.array([0.0, -0.0, 2.0**-140, -(2.0**-149), 1.0]))

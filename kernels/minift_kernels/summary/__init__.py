@@ -6,14 +6,16 @@
 Norm, mean and largest value are those of the finite elements; what is not finite is counted. The histogram counts
 magnitudes by powers of two: bin k holds 2^(LOWEST + k) <= |x| < 2^(LOWEST + k + 1), the first bin also all that is
 smaller (but not 0), the last all that is larger. Powers of two because gradients spread over many orders of
-magnitude, and because the edges do not depend on the array, so that histograms can be compared and added.
+magnitude, and because the edges do not depend on the array, so that histograms can be compared. It takes more time than
+all the rest and is the only part that loses nothing by guessing: of an array of more than 65,536 elements it counts
+every seventh, in C order.
 """
 
 from minift_kernels.ladder import Ladder
 from minift_kernels.summary import numba_cpu, reference
-from minift_kernels.summary.reference import BINS, LOWEST
+from minift_kernels.summary.reference import BINS, LOWEST, stride
 
-__all__ = ["BINS", "LOWEST", "forward"]
+__all__ = ["BINS", "LOWEST", "forward", "stride"]
 
 ladder = Ladder("summary", {"reference": reference, "numba_cpu": numba_cpu})
 

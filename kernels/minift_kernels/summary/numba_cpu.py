@@ -1,8 +1,8 @@
-"""Rung 2, one parallel loop over chunks that stay in cache: a vector loop for the sums, then one over the bits.
+"""Rung 2, one parallel loop over chunks that stay in cache: vector loops for sums and zeros, then one over the bits.
 
 The exponent of a float32 is 8 of its bits, so counting magnitudes by powers of two needs no logarithm: it is one
-count for each of 256 exponents, where 0 stands for zeros and denormal numbers and 255 for NaN and infinities. The
-chunks are added up in their order, so that the result does not depend on the number of threads.
+count for each of 256 exponents, of which 0 is that of denormal numbers and 255 that of NaN and infinities. The chunks
+are added up in their order, so that the result does not depend on the number of threads.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from minift_kernels.host import compiled, contiguous
-from minift_kernels.summary.reference import BINS, LOWEST
+from minift_kernels.summary.reference import BINS, LOWEST, stride
 
 _CHUNK = 1 << 14
 """Elements that a thread looks at a time: 64 kB."""
@@ -25,60 +25,41 @@ _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
 def forward(x):
-    x = contiguous(x.T if x.flags.f_contiguous else x).reshape(-1)
+    x = contiguous(x).reshape(-1)
     chunks = -(-x.size // _CHUNK)
     moments = np.zeros((chunks, 2), np.float64)
-    exponents = np.zeros((chunks, 256), np.int64)
-    special = np.zeros((chunks, 3), np.uint32)
-    _count(x, x.view(np.uint32), moments, exponents, special)
+    special = np.zeros((chunks, 4), np.uint32)
+    exponents = np.zeros((chunks, 256), np.uint32)
+    _count(x, x.view(np.uint32), stride(x.size), moments, special, exponents)
 
     squares, total = moments.sum(axis=0).tolist()
-    zeros, nans = special[:, :2].sum(axis=0, dtype=np.int64).tolist()
-    largest = special[:, 2].max(initial=0).astype(np.uint32).view(np.float32)
-    of_exponent = exponents.sum(axis=0)
-    not_finite = int(of_exponent[255])
-    of_exponent[0] -= zeros  # what is left of them are denormal numbers, far below the first bin
-
+    zeros, nans, infinities = special[:, :3].sum(axis=0, dtype=np.int64).tolist()
+    largest = special[:, 3].max(initial=0).astype(np.uint32).view(np.float32)
+    of_exponent = exponents.sum(axis=0, dtype=np.int64)
     counts = np.empty(3 + BINS, np.int64)
-    counts[:3] = zeros, nans, not_finite - nans
+    counts[:3] = zeros, nans, infinities
     counts[3:] = of_exponent[_FIRST : _FIRST + BINS]
     counts[3] += of_exponent[:_FIRST].sum()
     counts[-1] += of_exponent[_FIRST + BINS : 255].sum()
-    moments = np.array([math.sqrt(squares), total / max(x.size - not_finite, 1), largest])
+    moments = np.array([math.sqrt(squares), total / max(x.size - nans - infinities, 1), largest])
     return moments, counts
 
 
 @compiled
-def _count(x, bits, moments, exponents, special):
+def _count(x, bits, stride, moments, special, exponents):
     for chunk in prange(len(moments)):
         start, end = chunk * _CHUNK, min((chunk + 1) * _CHUNK, x.size)
         # Slices and unsigned numbers, since an index that may be negative has to be tested for it.
         values, words = x[start:end], bits[start:end]
 
         # Magnitudes are in the order of their bits, which integers compare faster than floats.
-        largest = _NONE
+        largest, zeros = _NONE, _NONE
         for i in range(len(words)):
             largest = max(largest, words[i] & _MAGNITUDE)
+            zeros += _ONE if words[i] & _MAGNITUDE == _NONE else _NONE
+        special[chunk, 0] = zeros
         if largest == _NONE:  # most of the gradient of an embedding
-            exponents[chunk, 0] = special[chunk, 0] = len(words)
             continue
-
-        counts = np.zeros((4, 256), np.uint32)  # four, since adding to one place again and again has to wait
-        fours = len(words) // 4
-        for i in range(fours):
-            counts[0, (words[4 * i] >> _FRACTION) & _EXPONENT] += _ONE
-            counts[1, (words[4 * i + 1] >> _FRACTION) & _EXPONENT] += _ONE
-            counts[2, (words[4 * i + 2] >> _FRACTION) & _EXPONENT] += _ONE
-            counts[3, (words[4 * i + 3] >> _FRACTION) & _EXPONENT] += _ONE
-        for word in words[4 * fours :]:
-            counts[0, (word >> _FRACTION) & _EXPONENT] += _ONE
-        exponents[chunk] = counts.sum(axis=0)
-
-        if exponents[chunk, 0] > 0:
-            zeros = _NONE
-            for i in range(len(words)):
-                zeros += _ONE if words[i] & _MAGNITUDE == _NONE else _NONE
-            special[chunk, 0] = zeros
 
         squares, total = 0.0, 0.0
         if largest < _INFINITY:
@@ -86,14 +67,21 @@ def _count(x, bits, moments, exponents, special):
                 squares += np.float64(values[i]) * np.float64(values[i])
                 total += np.float64(values[i])
         else:
-            largest, nans = _NONE, _NONE
+            largest, nans, infinities = _NONE, _NONE, _NONE
             for i in range(len(words)):
                 magnitude = words[i] & _MAGNITUDE
-                if magnitude >= _INFINITY:
-                    nans += _ONE if magnitude > _INFINITY else _NONE
+                if magnitude > _INFINITY:
+                    nans += _ONE
+                elif magnitude == _INFINITY:
+                    infinities += _ONE
                 else:
                     largest = max(largest, magnitude)
                     squares += np.float64(values[i]) * np.float64(values[i])
                     total += np.float64(values[i])
-            special[chunk, 1] = nans
-        moments[chunk, 0], moments[chunk, 1], special[chunk, 2] = squares, total, largest
+            special[chunk, 1], special[chunk, 2] = nans, infinities
+        moments[chunk, 0], moments[chunk, 1], special[chunk, 3] = squares, total, largest
+
+        first = -start % stride
+        for word in words[first::stride]:
+            if word & _MAGNITUDE != _NONE:
+                exponents[chunk, (word >> _FRACTION) & _EXPONENT] += _ONE
