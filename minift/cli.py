@@ -5,19 +5,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from minift_kernels.ladder import RungError
 
 from minift.data import Columns, Dataset, Text
+from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.info import info
 from minift.load import load
 from minift.tasks.text_classification import Prediction
 from minift.train import METRICS, TrainingConfig, finetune
+
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Evaluate:
     data: Path
     """Labelled texts: .tsv, .csv or .jsonl with a header."""
     batch_size: int = 32
+    device: Device = "cpu"
+    """Where to compute: cpu, or cuda for an NVIDIA GPU."""
     json: bool = False
     """Print JSON."""
     max_length: int | None = None
@@ -49,6 +54,8 @@ class Predict:
     file: Path | None = None
     """A file of texts: .txt with one a line, or .tsv, .csv or .jsonl with a header."""
     batch_size: int = 32
+    device: Device = "cpu"
+    """Where to compute: cpu, or cuda for an NVIDIA GPU."""
     json: bool = False
     """Print one JSON object a line, with the probability of every label."""
     max_length: int | None = None
@@ -87,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        with np.errstate(all="ignore"):  # what is no number is found, and named, by `finetune`
+        with (
+            explaining_out_of_memory(),
+            np.errstate(all="ignore"),
+        ):  # `finetune` finds what is no number
             RUN[type(command)](command)
     except (InputError, RungError, OSError) as error:
         print(f"minift: {error}", file=sys.stderr)
@@ -112,7 +122,7 @@ def run_finetune(config: TrainingConfig) -> None:
 
 
 def run_evaluate(options: Evaluate) -> None:
-    model = load(options.directory, max_length=options.max_length)
+    model = load(options.directory, max_length=options.max_length, device=options.device)
     columns = Columns(options.text_column, options.pair_column, options.label_column)
     metrics = evaluate(model, model.read(options.data, columns), options.batch_size)
     if options.json:
@@ -131,7 +141,7 @@ def run_predict(options: Predict) -> None:
     if bool(options.text) == bool(options.file):
         raise InputError("predict takes either --text or --file")
     texts: list[Text] = read_texts(options.file) if options.file else list(options.text)
-    model = load(options.directory, max_length=options.max_length)
+    model = load(options.directory, max_length=options.max_length, device=options.device)
     for text, prediction in zip(texts, model.predict(texts, options.batch_size), strict=True):
         print(as_json(text, prediction) if options.json else as_line(text, prediction))
 

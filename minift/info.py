@@ -5,8 +5,10 @@ from importlib import metadata
 
 import numba
 import numpy as np
-from minift_kernels import OPERATIONS
+from minift_kernels import OPERATIONS, gpu
 from minift_kernels.host import HAS_SGEMM
+
+from minift.device import gpu_name
 
 PACKAGES = (
     "minift",
@@ -24,6 +26,7 @@ def info() -> dict:
     """Versions, device, threads, and the rung that runs each operation on float32 arrays, as wished or by default."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
+        "gpu": gpu_name() or f"none: {gpu.why_no_gpu()}",
         "device": f"cpu ({platform.machine()}, {platform.system()})",
         "threads": numba.get_num_threads(),
         "blas": "NumPy's OpenBLAS, called from compiled loops" if HAS_SGEMM else "numpy.matmul",

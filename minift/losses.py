@@ -6,6 +6,7 @@ import numpy as np
 from minift_kernels import cross_entropy as cross_entropy_kernels
 from minift_kernels.arrays import array_namespace
 
+from minift.device import as_numpy
 from minift.errors import InputError
 from minift.history import Array
 from minift.tensor import Tensor
@@ -34,17 +35,19 @@ def cross_entropy(
     """
     rows, classes = logits.shape
     xp = array_namespace(logits.data)
-    indices = xp.asarray(label_indices(targets, logits.labels, classes, ignore_index))
+    indices = label_indices(targets, logits.labels, classes, ignore_index)
     if indices.shape != (rows,):
         raise InputError(f"cross_entropy: {indices.size} targets for {rows} rows of logits")
-    weights = None if class_weights is None else xp.asarray(class_weights, dtype=logits.dtype)
     counted = indices != ignore_index
+    # What decides and divides is computed here, in NumPy: to ask a GPU for it would be to wait for it.
+    weights = None if class_weights is None else as_numpy(class_weights).astype(logits.dtype)
     total = counted.sum() if weights is None else weights[indices[counted]].sum()
     if total == 0:
         raise InputError(f"cross_entropy: all {rows} targets are ignored, so there is nothing to average")
 
     logits_data = logits.data
-    options = (indices, weights, ignore_index, label_smoothing)
+    weights = None if weights is None else xp.asarray(weights)
+    options = (xp.asarray(indices), weights, ignore_index, label_smoothing)
     losses, logsumexp = cross_entropy_kernels.forward(logits_data, *options)  # (R,), (R,)
 
     def backward(dy):

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from minift import ops, random
+from minift.device import array_library, as_numpy
 from minift.history import Array, inside_module, no_grad
 from minift.tensor import Tensor
 
@@ -123,10 +124,19 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self, dtype) -> Self:
-        """Convert every parameter to this dtype, np.float32 or np.float64."""
+    def to(self, dtype: type | None = None, device: str | None = None) -> Self:
+        """Convert every parameter to `dtype`, np.float32 or np.float64, and move it to `device`, "cpu" or "cuda".
+
+        Raises InputError for a device that cannot be used.
+        """
+        library = None if device is None else array_library(device)
         for parameter in self.parameters():
-            parameter.data = parameter.data.astype(dtype, copy=False)
+            if library is not None:
+                parameter.data = (
+                    as_numpy(parameter.data) if library is np else library.asarray(parameter.data)
+                )
+            if dtype is not None:
+                parameter.data = parameter.data.astype(dtype, copy=False)
             parameter.grad = None
         return self
 

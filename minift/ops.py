@@ -17,7 +17,7 @@ from minift_kernels import gelu as gelu_kernels
 from minift_kernels import layer_norm as layer_norm_kernels
 from minift_kernels import matmul as matmul_kernels
 from minift_kernels import softmax as softmax_kernels
-from minift_kernels.arrays import array_namespace
+from minift_kernels.arrays import array_namespace, check_indices
 
 from minift.history import Array
 from minift.random import Key
@@ -43,6 +43,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def embedding(ids: Array, weight: Tensor) -> Tensor:
     """y_t = W[ids_t]: ids (T,) integers, W (V, H), y (T, H)."""
+    check_indices("embedding row", ids, weight.shape[0])  # here, for on a GPU nobody looks
+    ids = array_namespace(weight.data).asarray(ids)
     y = embedding_kernels.forward(ids, weight.data)  # (T, H)
     rows = weight.shape[0]
 

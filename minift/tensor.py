@@ -17,6 +17,7 @@ from minift_kernels import matmul as matmul_kernels
 from minift_kernels.arrays import array_namespace
 
 from minift import breakpoints
+from minift.device import as_numpy
 from minift.history import Array, Backward, Leaf, Node, Step, backward_steps, detecting_anomaly, grad_enabled
 from minift.recording import record
 
@@ -146,7 +147,7 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array (copied from the GPU if they are there)."""
-        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
+        return as_numpy(self.data)
 
     def __repr__(self) -> str:
         facts = [f"shape={self.shape}", str(self.dtype)]
@@ -311,6 +312,8 @@ class Tensor:
     def __getitem__(self, index) -> "Tensor":
         """y = x[index], where index is anything NumPy takes, such as the rows `offsets[:-1]`."""
         shape = self.shape
+        if isinstance(index, np.ndarray):
+            index = array_namespace(self.data).asarray(index)
 
         def backward(dy):
             xp = array_namespace(dy)

@@ -5,12 +5,13 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from tqdm import tqdm
 
 from minift import checkpoint, random, training_state
 from minift.data import Batch, Columns
+from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.history import detect_anomaly, no_grad
@@ -18,7 +19,6 @@ from minift.load import load
 from minift.optim import SCHEDULES, AdamW, clip_grad_norm_, decay_groups
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
-from minift.tensor import Tensor
 
 LOG = "train_log.jsonl"
 METRICS = "metrics.json"
@@ -58,6 +58,8 @@ class TrainingConfig:
     """Freeze the embeddings and this many of the lowest layers."""
     max_length: int | None = None
     """The longest text in tokens; longer ones are truncated, and counted. The model's own longest if not given."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute: cpu, or cuda for an NVIDIA GPU."""
     seed: int = 0
     """Decides the new weights, the order of the texts and the dropout."""
     save_every: int = 0
@@ -74,6 +76,7 @@ class TrainingConfig:
     """The column of the label; `label` if not given."""
 
 
+@explaining_out_of_memory()
 def finetune(config: TrainingConfig) -> dict:
     """Fine-tune a checkpoint and write the directory `config.out`; returns what its metrics.json says.
 
@@ -87,7 +90,8 @@ def finetune(config: TrainingConfig) -> dict:
     columns = Columns(config.text_column, config.pair_column, config.label_column)
     train_set = task.read(config.train, columns)
     dev_set = task.read(config.dev, columns) if config.dev else None
-    model = load(config.model, config.task, task.labels_in(train_set), config.max_length, new_head=True)
+    labels = task.labels_in(train_set)
+    model = load(config.model, config.task, labels, config.max_length, new_head=True, device=config.device)
     model.label_smoothing = config.label_smoothing
     if dev_set:
         model.batches(
@@ -121,9 +125,14 @@ def finetune(config: TrainingConfig) -> dict:
             ):
                 started = time.perf_counter()
                 rate = optimizer.param_groups[0]["lr"]
-                loss = _loss(model, batch, progress.step + 1)
+                calls_before = random.default_generator.calls
+                loss = model.loss(model(batch), batch)
                 loss.backward()
                 grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                # Only here does Python wait for a GPU: it has been told all of the step but the update.
+                loss_value = loss.item()
+                if not math.isfinite(loss_value):
+                    _explain(model, batch, progress.step + 1, loss_value, calls_before)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -136,7 +145,7 @@ def finetune(config: TrainingConfig) -> dict:
                 line = {
                     "step": progress.step,
                     "epoch": epoch + 1,
-                    "loss": loss.item(),
+                    "loss": loss_value,
                     "learning_rate": rate,
                     "grad_norm": grad_norm,
                     "tokens": batch.tokens,
@@ -146,7 +155,7 @@ def finetune(config: TrainingConfig) -> dict:
                 log.flush()
                 progress.log_bytes = log.tell()
                 speed = progress.tokens / progress.seconds
-                postfix = f"loss {loss.item():.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s"
+                postfix = f"loss {loss_value:.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s"
                 bar.set_postfix_str(postfix, refresh=False)  # update() draws, ten times a second at most
                 bar.update()
                 if config.save_every and progress.step % config.save_every == 0:
@@ -166,21 +175,15 @@ def finetune(config: TrainingConfig) -> dict:
     return metrics
 
 
-def _loss(model: TaskModel, batch: Batch, step: int) -> Tensor:
-    """The batch's loss. Where that is no number, the forward pass runs again to find out where it went wrong."""
-    calls_before = random.default_generator.calls
-    loss = model.loss(model(batch), batch)
-    if math.isfinite(loss.item()):
-        return loss
+def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_before: int) -> NoReturn:
+    """Raise InputError for a loss that is no number. The forward pass runs again to find out where it went wrong."""
     random.default_generator.calls = calls_before  # so that dropout drops the same again
     try:
         with no_grad(), detect_anomaly():
             model.loss(model(batch), batch)
     except FloatingPointError as error:
-        raise InputError(
-            f"step {step}: the loss became {loss.item()}; {error}. Try a lower learning rate"
-        ) from None
-    raise InputError(f"step {step}: the loss became {loss.item()}, and was a number when computed again")
+        raise InputError(f"step {step}: the loss became {loss}; {error}. Try a lower learning rate") from None
+    raise InputError(f"step {step}: the loss became {loss}, and was a number when computed again")
 
 
 def _options(config: TrainingConfig, train_set: Examples) -> dict:

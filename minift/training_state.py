@@ -9,9 +9,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from minift_kernels.arrays import array_namespace
 
 from minift import checkpoint, random
+from minift.device import as_numpy
 from minift.errors import InputError
 from minift.nn import Module
 from minift.optim import AdamW
@@ -41,10 +42,10 @@ def save(directory: Path, progress: Progress, options: dict, model: Module, opti
     """Write the state of a run that was begun with these options. Raises InputError where that fails."""
     tensors = {}
     for name, parameter in model.named_parameters():
-        tensors[f"model.{name}"] = parameter.data
+        tensors[f"model.{name}"] = parameter.numpy()
         if parameter in optimizer.state:
-            tensors[f"first_moment.{name}"] = optimizer.state[parameter].first
-            tensors[f"second_moment.{name}"] = optimizer.state[parameter].second
+            tensors[f"first_moment.{name}"] = as_numpy(optimizer.state[parameter].first)
+            tensors[f"second_moment.{name}"] = as_numpy(optimizer.state[parameter].second)
     state = {"progress": asdict(progress), "options": options, "calls": random.default_generator.calls}
     checkpoint.write_tensors(directory / FILE, tensors, {"state": json.dumps(state)})
 
@@ -75,11 +76,12 @@ def restore(directory: Path, options: dict, model: Module, optimizer: AdamW) -> 
                 f"{path}: the run was begun with {name} = {state['options'].get(name)!r}, not {value!r}"
             )
     for name, parameter in model.named_parameters():
-        parameter.data = np.array(tensors[f"model.{name}"])
+        library = array_namespace(parameter.data)
+        parameter.data = library.array(tensors[f"model.{name}"])
         if f"first_moment.{name}" in tensors:
             moments = optimizer.moments(parameter)
-            moments.first = np.array(tensors[f"first_moment.{name}"])
-            moments.second = np.array(tensors[f"second_moment.{name}"])
+            moments.first = library.array(tensors[f"first_moment.{name}"])
+            moments.second = library.array(tensors[f"second_moment.{name}"])
             moments.step = progress.step
     random.default_generator.calls = state["calls"]
     return progress

@@ -23,8 +23,12 @@ def erf(x):
 
 
 def check_indices(what: str, indices, count: int) -> None:
-    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory."""
-    if indices.size and (indices.min() < 0 or indices.max() >= count):
+    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory.
+
+    Indices that are already on a GPU are not looked at, because to look is to wait for all that it has to do.
+    Check them before they go there, and let no kernel read or write outside its arrays whatever they are.
+    """
+    if isinstance(indices, np.ndarray) and indices.size and (indices.min() < 0 or indices.max() >= count):
         wrong = indices[(indices < 0) | (indices >= count)][0]
         raise IndexError(f"{what} {int(wrong)} is out of range: it must be at least 0 and less than {count}")
 

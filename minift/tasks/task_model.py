@@ -122,7 +122,7 @@ class TaskModel(Module):
         """
         directory = Path(directory)
         checkpoint.make_directory(directory)
-        tensors = {name: parameter.data.astype(np.float32) for name, parameter in self.named_parameters()}
+        tensors = {name: parameter.numpy().astype(np.float32) for name, parameter in self.named_parameters()}
         checkpoint.write_tensors(directory / checkpoint.WEIGHTS, tensors)
         self.tokenizer.save(directory)
         checkpoint.write_json(directory / "config.json", self.config_json())

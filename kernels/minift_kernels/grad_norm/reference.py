@@ -7,4 +7,6 @@ from minift_kernels.arrays import array_namespace
 
 def forward(gradients):
     xp = array_namespace(gradients[0])
-    return math.sqrt(sum(float(xp.square(g, dtype=xp.float64).sum()) for g in gradients))
+    return math.sqrt(
+        float(sum(xp.square(g, dtype=xp.float64).sum() for g in gradients))
+    )  # waits for a GPU once
