@@ -115,7 +115,7 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     proportions stay. As in PyTorch, 1e-6 is added to the divisor.
     """
     gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-    norm = grad_norm_kernels.forward(list(gradients.values()))
+    norm = float(grad_norm_kernels.forward(list(gradients.values())))  # waits for a GPU
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
         for parameter, gradient in gradients.items():
