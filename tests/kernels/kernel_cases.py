@@ -239,6 +239,7 @@ def cross_entropy_cases():
     yield "no rows", case(0, 3)
     yield "weights", case(9, 5, weighted=True)
     yield "smoothing", case(9, 5, label_smoothing=0.1)
+    yield "smoothing over many classes", case(2, 601, label_smoothing=0.1)
     yield "weights and smoothing", case(9, 5, weighted=True, label_smoothing=0.3)
     ignored = np.array([0, -100, 2, -100])
     yield "ignored rows", case(4, 3, weighted=True, label_smoothing=0.1, targets=ignored)
