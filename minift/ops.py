@@ -33,10 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     def backward(dy):
         # y_to = sum_i x_ti W_oi + b_o, so dx_ti = sum_o dy_to W_oi, dW_oi = sum_t dy_to x_ti, db_o = sum_t dy_to
-        dx = matmul_kernels.forward(dy, saved_weight) if saved_weight is not None else None  # (T, in)
-        dweight = matmul_kernels.forward(dy.T, saved_x) if saved_x is not None else None  # (out, in)
-        dbias = matmul_kernels.sum_rows(dy) if needs_bias else None  # (out,)
-        return dx, dweight, dbias
+        return matmul_kernels.linear_backward(dy, saved_x, saved_weight, needs_bias)  # (T, in), (out, in), (out,)
 
     return Tensor(y, parents=(x, weight, bias), backward=backward)
 

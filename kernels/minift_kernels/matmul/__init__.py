@@ -1,7 +1,7 @@
 """Matrix product with a bias: c = a b + bias.
 
     reference               the array library's own product, then one more pass over c for the bias
-    numba_cpu               blocks shared among the threads, BLAS on each, the bias added in cache
+    numba_cpu               parts shared among the threads, BLAS on each, the bias added in cache
     cuda_c_naive            one thread an element, a warp down a column of c
     cuda_c_coalesced        a warp along a row of c, so that its threads read neighbours in memory
     cuda_c_tiled            tiles in shared memory: each number is fetched once for 16 uses
@@ -14,6 +14,9 @@ There is no backward of its own, since the gradients are products themselves:
     da = dc b^T       forward(dc, b.T)
     db = a^T dc       forward(a.T, dc)
     dbias = sum of the rows of dc       sum_rows(dc)
+
+A linear layer, y = x W^T + bias, needs all three of one dy. `linear_backward` asks for them at once, which lets
+a rung share them among its threads as it likes; for a rung without this function it makes the three calls.
 """
 
 from minift_kernels.arrays import check_shape
@@ -46,3 +49,20 @@ def forward(a, b, bias=None):
 def sum_rows(x):
     """(C,) from x (R, C): the gradient of a bias that was added to every row."""
     return ladder.rung(x).sum_rows(x)
+
+
+def linear_backward(dy, x, weight, bias: bool):
+    """dx (T, in), dweight (out, in) and dbias (out,) of y = x W^T + bias, from dy (T, out), x and W (out, in).
+
+    None for a gradient that is not needed: dx where `weight` is None, dweight where `x` is, dbias unless `bias`.
+    """
+    if weight is not None and weight.shape[:1] != dy.shape[1:]:
+        raise ValueError(f"matmul: dy {dy.shape} and weight {weight.shape} do not fit")
+    if x is not None and x.shape[:1] != dy.shape[:1]:
+        raise ValueError(f"matmul: dy {dy.shape} and x {x.shape} do not fit")
+    rung = ladder.rung(dy)
+    if hasattr(rung, "linear_backward"):
+        return rung.linear_backward(dy, x, weight, bias)
+    dx = None if weight is None else rung.forward(dy, weight, None)
+    dweight = None if x is None else rung.forward(dy.T, x, None)
+    return dx, dweight, rung.sum_rows(dy) if bias else None

@@ -1,9 +1,15 @@
-"""Rung 2, BLAS from inside a compiled loop. Each thread multiplies a block of rows (of columns, where there
-are few rows) with a BLAS that uses that one thread. BLAS fills c with zeros before it adds up products, so
-filling c with the bias instead costs nothing.
+"""Rung 2, BLAS from inside a compiled loop. Each thread multiplies with a BLAS that uses that one thread. BLAS
+fills c with zeros before it adds up products, so filling c with the bias instead costs nothing.
 
-BLAS's own threads are as fast at this, but between products they spin, and the loops of all other operations
-wait."""
+BLAS copies both factors into the order in which it reads them, and two threads that share a product both copy
+the factor that they share. So a product is cut along its longer side, where the shared factor is the smaller
+one; and the two products of a linear layer's backward are not cut on two threads: each takes a whole one, and
+its part of the columns whose sum is the bias's gradient.
+
+BLAS's own threads are as fast at one product, but between products they spin, and the loops of all other
+operations wait."""
+
+from math import gcd
 
 import numpy as np
 from numba import prange
@@ -16,6 +22,8 @@ from minift_kernels.host import (
     check_dtype,
     compiled,
     contiguous,
+    float32_array,
+    inlined,
     sgemm,
     single_threaded_blas,
     thread_count,
@@ -25,80 +33,119 @@ from minift_kernels.matmul import reference
 _ITEM = 4  # bytes of a float32
 
 _BLOCK_ROWS = 64
-"""Rows that one thread adds up: few enough to balance, enough to pay."""
+"""Rows whose sum is taken by itself, so that a long sum is a sum of short ones, which rounds less."""
+
+_NO_ROWS = np.empty((0, 0), np.float32)
 
 
 def forward(a, b, bias=None):
     if not HAS_SGEMM:
         return reference.forward(a, b, bias)
-    (rows, inner), columns = a.shape, b.shape[1]
-    c = np.empty((rows, columns), np.float32)
-    a, transpose_a, a_row = _layout(a)
-    b, transpose_b, b_row = _layout(b)
-    bias = np.empty(0, np.float32) if bias is None else contiguous(bias)
-    with single_threaded_blas():
-        _product(
-            a.ctypes.data,
-            transpose_a,
-            a_row,
-            b.ctypes.data,
-            transpose_b,
-            b_row,
-            inner,
-            bias,
-            c,
-            thread_count(),
-        )
+    c = np.empty((a.shape[0], b.shape[1]), np.float32)
+    bias = None if bias is None else contiguous(bias)
+    a, b = _layout(a), _layout(b)
+    _run([_product(a, b, c, bias)], _NO_ROWS)
     return c
 
 
-def _layout(x):
-    """x or a copy, as BLAS wants it: whether it lies transposed in memory, and how far apart its rows are."""
-    check_dtype(x)
-    down, across = (stride // _ITEM for stride in x.strides)
-    if across == 1 and down >= x.shape[1]:
-        return x, NO_TRANSPOSE, down
-    if down == 1 and across >= x.shape[0]:
-        return x, TRANSPOSE, across
-    return np.ascontiguousarray(x), NO_TRANSPOSE, max(1, x.shape[1])
-
-
-@compiled
-def _product(a, transpose_a, a_row, b, transpose_b, b_row, inner, bias, c, threads):
-    rows, columns = c.shape
-    by_rows = rows >= columns or rows >= 64 * threads
-    for block in prange(threads):
-        top, bottom, left, right = 0, rows, 0, columns
-        if by_rows:
-            top, bottom = rows * block // threads, rows * (block + 1) // threads
-        else:
-            left, right = columns * block // threads, columns * (block + 1) // threads
-        if top < bottom and left < right:
-            if len(bias) > 0:
-                for r in range(top, bottom):
-                    for column in range(left, right):
-                        c[r, column] = bias[column]
-            sgemm(
-                ROW_MAJOR, transpose_a, transpose_b,
-                bottom - top, right - left, inner,
-                np.float32(1), a + _ITEM * top * (a_row if transpose_a == NO_TRANSPOSE else 1), a_row,
-                b + _ITEM * left * (1 if transpose_b == NO_TRANSPOSE else b_row), b_row,
-                np.float32(1 if len(bias) > 0 else 0),
-                c.ctypes.data + _ITEM * (top * columns + left), columns,
-            )  # fmt: skip
+def linear_backward(dy, x, weight, bias):
+    if not HAS_SGEMM:
+        return reference.linear_backward(dy, x, weight, bias)
+    dy = _layout(dy)
+    products, dx, dweight, dbias = [], None, None, None
+    if weight is not None:
+        weight = _layout(weight)
+        dx = np.empty((dy.shape[0], weight.shape[1]), np.float32)
+        products.append(_product(dy, weight, dx))
+    if x is not None:
+        x = _layout(x)
+        dweight = np.empty((dy.shape[1], x.shape[1]), np.float32)
+        products.append(_product(dy.T, x, dweight))
+    sums = _run(products, contiguous(dy) if bias else _NO_ROWS)
+    dbias = sums.sum(axis=0) if bias else None
+    return dx, dweight, dbias
 
 
 def sum_rows(x):
-    blocks = (len(x) + _BLOCK_ROWS - 1) // _BLOCK_ROWS
-    partial = np.zeros((blocks, x.shape[1]), np.float32)
-    _sum_rows(contiguous(x), partial)
-    return partial.sum(axis=0)
+    return _run([], contiguous(x)).sum(axis=0)
+
+
+def _layout(x):
+    """x, or a copy if BLAS cannot read it where it is: one of its axes must be contiguous."""
+    check_dtype(x)
+    down, across = (stride // _ITEM for stride in x.strides)
+    if (across == 1 and down >= x.shape[1]) or (down == 1 and across >= x.shape[0]):
+        return x
+    return np.ascontiguousarray(x)
+
+
+def _product(a, b, c, bias=None):
+    """What BLAS must know of c = a b + bias: shape, then of each array its address, and how it lies there."""
+    address = 0 if bias is None else bias.ctypes.data
+    return (*c.shape, a.shape[1], *_place(a), *_place(b), address, c.ctypes.data)
+
+
+def _place(x):
+    down, across = (stride // _ITEM for stride in x.strides)
+    if x.size == 0:  # whose strides say nothing
+        return x.ctypes.data, NO_TRANSPOSE, max(1, x.shape[1])
+    if across == 1 and down >= x.shape[1]:
+        return x.ctypes.data, NO_TRANSPOSE, down
+    return x.ctypes.data, TRANSPOSE, across
+
+
+def _run(products, x):
+    """Compute all products; returns the sums of the rows of x, block by block (blocks, C)."""
+    threads = thread_count()
+    parts = threads // gcd(threads, max(1, len(products)))  # the fewest that give all threads as many
+    sums = np.zeros(((len(x) + _BLOCK_ROWS - 1) // _BLOCK_ROWS, x.shape[1]), np.float32)
+    table = np.array(products, np.int64).reshape(-1, 11)
+    with single_threaded_blas():
+        _compute(table, parts, x, sums, threads)
+    return sums
 
 
 @compiled
-def _sum_rows(x, partial):
-    """Rows are added up block by block, so that the order does not depend on the number of threads."""
-    for block in prange(len(partial)):
-        for r in range(block * _BLOCK_ROWS, min(len(x), (block + 1) * _BLOCK_ROWS)):
-            for c in range(x.shape[1]):
-                partial[block, c] += x[r, c]
+def _compute(products, parts, x, sums, threads):
+    for thread in prange(threads):
+        for task in range(thread, len(products) * parts, threads):
+            _multiply(products[task // parts], task % parts, parts)
+        # Rows are added up in an order that does not depend on the number of threads.
+        left, right = x.shape[1] * thread // threads, x.shape[1] * (thread + 1) // threads
+        for r in range(len(x)):
+            for c in range(left, right):
+                sums[r // _BLOCK_ROWS, c] += x[r, c]
+
+
+@inlined
+def _multiply(product, part, parts):
+    """One part of a product: some of the rows of c, or some of its columns, whichever are more."""
+    rows, columns, inner, a, transpose_a, a_row, b, transpose_b, b_row, bias, c = product
+    top, bottom, left, right = np.int64(0), rows, np.int64(0), columns
+    if rows >= columns:
+        top, bottom = _share(rows, part, parts)
+    else:
+        left, right = _share(columns, part, parts)
+    if top < bottom and left < right:
+        if bias != 0:
+            values = float32_array(bias, columns)
+            for r in range(top, bottom):
+                row = float32_array(c + _ITEM * r * columns, columns)
+                for column in range(left, right):
+                    row[column] = values[column]
+        sgemm(
+            ROW_MAJOR, np.int32(transpose_a), np.int32(transpose_b),
+            bottom - top, right - left, inner,
+            np.float32(1), a + _ITEM * top * (a_row if transpose_a == NO_TRANSPOSE else 1), a_row,
+            b + _ITEM * left * (1 if transpose_b == NO_TRANSPOSE else b_row), b_row,
+            np.float32(1 if bias != 0 else 0),
+            c + _ITEM * (top * columns + left), columns,
+        )  # fmt: skip
+
+
+@inlined
+def _share(count, part, parts):
+    """Where this part of `count` begins and ends: at multiples of 16, the width of BLAS's innermost loop."""
+    return min(count, count * part // parts // 16 * 16), (
+        count if part + 1 == parts else count * (part + 1) // parts // 16 * 16
+    )
