@@ -39,8 +39,7 @@ class Trainer:
         """One training step: forward, backward, clipping, update. Returns the loss."""
         loss = minift.cross_entropy(self.model(batch), labels)
         loss.backward()
-        minift.clip_grad_norm_(self.trainable, 1.0)
-        self.optimizer.step()
+        self.optimizer.step(max_grad_norm=1.0)
         self.schedule.step()
         self.optimizer.zero_grad()
         return loss.item()

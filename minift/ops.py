@@ -33,7 +33,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     def backward(dy):
         # y_to = sum_i x_ti W_oi + b_o, so dx_ti = sum_o dy_to W_oi, dW_oi = sum_t dy_to x_ti, db_o = sum_t dy_to
-        return matmul_kernels.linear_backward(dy, saved_x, saved_weight, needs_bias)  # (T, in), (out, in), (out,)
+        return matmul_kernels.linear_backward(
+            dy, saved_x, saved_weight, needs_bias
+        )  # (T, in), (out, in), (out,)
 
     return Tensor(y, parents=(x, weight, bias), backward=backward)
 

@@ -44,8 +44,16 @@ class AdamW:
             raise ValueError("AdamW was given a parameter twice")
         self.state: dict[Parameter, Moments] = {}
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient; one without is left as it is, decay included."""
+    def step(self, max_grad_norm: float | None = None) -> float | None:
+        """Update every parameter that has a gradient; one without is left as it is, decay included.
+
+        With `max_grad_norm` the update is that of gradients shortened by `clip_grad_norm_`, and their length before is
+        returned. Nothing is written for it: each gradient is multiplied as it is read.
+        """
+        norm, scale = None, 1.0
+        if max_grad_norm is not None:
+            norm = grad_norm(self.parameters)
+            scale = clip_scale(norm, max_grad_norm)
         for group in self.param_groups:
             by_step: dict[int, list[Parameter]] = {}
             for parameter in group["params"]:
@@ -66,7 +74,9 @@ class AdamW:
                     eps=group["eps"],
                     weight_decay=group["weight_decay"],
                     step=step,
+                    gradient_scale=scale,
                 )
+        return norm
 
     def moments(self, parameter: Parameter) -> "Moments":
         """What is remembered of a parameter; zeros before its first step."""
@@ -114,13 +124,26 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     The length is that of all gradients laid end to end (Pascanu et al. 2013, section 3.2), so their directions and
     proportions stay. As in PyTorch, 1e-6 is added to the divisor.
     """
-    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-    norm = float(grad_norm_kernels.forward(list(gradients.values())))  # waits for a GPU
-    scale = max_norm / (norm + 1e-6)
+    parameters = list(parameters)
+    norm = grad_norm(parameters)
+    scale = clip_scale(norm, max_norm)
     if scale < 1:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient * scale
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad * scale
     return norm
+
+
+def grad_norm(parameters: Iterable[Parameter]) -> float:
+    """The length of all gradients laid end to end."""
+    return float(
+        grad_norm_kernels.forward([each.grad for each in parameters if each.grad is not None])
+    )  # waits for a GPU
+
+
+def clip_scale(norm: float, max_norm: float) -> float:
+    """What gradients of this length are multiplied by so that they are no longer than `max_norm`."""
+    return min(1.0, max_norm / (norm + 1e-6))
 
 
 # ----------------------------------------------------------------------------------------------------------------

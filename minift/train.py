@@ -16,7 +16,7 @@ from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
-from minift.optim import SCHEDULES, AdamW, clip_grad_norm_, decay_groups
+from minift.optim import SCHEDULES, AdamW, decay_groups
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
 
@@ -94,9 +94,8 @@ def finetune(config: TrainingConfig) -> dict:
     model = load(config.model, config.task, labels, config.max_length, new_head=True, device=config.device)
     model.label_smoothing = config.label_smoothing
     if dev_set:
-        model.batches(
-            dev_set, config.batch_size
-        )  # a label that training does not know is found now, not at the end
+        # A label that training does not know is found now, not at the end.
+        model.batches(dev_set, config.batch_size)
     model.body.freeze(config.freeze_layers)
 
     optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate)
@@ -128,12 +127,11 @@ def finetune(config: TrainingConfig) -> dict:
                 calls_before = random.default_generator.calls
                 loss = model.loss(model(batch), batch)
                 loss.backward()
-                grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 # Only here does Python wait for a GPU: it has been told all of the step but the update.
                 loss_value = loss.item()
                 if not math.isfinite(loss_value):
                     _explain(model, batch, progress.step + 1, loss_value, calls_before)
-                optimizer.step()
+                grad_norm = optimizer.step(config.max_grad_norm)
                 schedule.step()
                 optimizer.zero_grad()
                 seconds = time.perf_counter() - started

@@ -185,6 +185,21 @@ def test_clipping_passes_over_parameters_without_gradient():
     assert clip_grad_norm_(parameters(), 1.0) == 0.0
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 1e-6)])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_a_step_that_clips_equals_clipping_and_a_step(dtype, tolerance, max_norm):
+    both, once = parameters(dtype), parameters(dtype)
+    clipping, plain = AdamW(both, lr=0.1), AdamW(once, lr=0.1)
+    for step in range(1, 4):
+        for parameter, gradient in zip(both + once, gradients(step) * 2, strict=True):
+            parameter.grad = gradient.astype(dtype)
+        norm = clip_grad_norm_(both, max_norm)
+        assert clipping.step() is None
+        assert plain.step(max_grad_norm=max_norm) == pytest.approx(norm, rel=tolerance)
+    for a, b in zip(both, once, strict=True):
+        np.testing.assert_allclose(a.data, b.data, rtol=tolerance)
+
+
 # ---- Schedules ----
 
 HALF = 0.5

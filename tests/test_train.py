@@ -86,7 +86,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tiny, tmp_path, monkeyp
     whole = config(tiny, tmp_path / "whole", save_every=3)
     finetune(whole)
 
-    real = train.clip_grad_norm_
+    real = train.AdamW.step
     calls = iter(range(1, 100))
 
     def interrupted(*arguments):
@@ -94,11 +94,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tiny, tmp_path, monkeyp
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(train, "clip_grad_norm_", interrupted)
+    monkeypatch.setattr(train.AdamW, "step", interrupted)
     parts = replace(whole, out=tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         finetune(parts)
-    monkeypatch.setattr(train, "clip_grad_norm_", real)
+    monkeypatch.setattr(train.AdamW, "step", real)
     assert len(log_lines(tmp_path / "parts")) == stop - 1, (
         "the log is ahead of the state, and will be cut back"
     )

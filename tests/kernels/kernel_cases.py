@@ -104,7 +104,10 @@ def run_summary(rung, x):
 def matmul_cases():
     for m, k, n in ((1, 1, 1), (7, 5, 3), (3, 200, 1), (1, 33, 70), (130, 65, 37), (257, 129, 67)):
         yield f"{m}x{k}x{n}", dict(a=normal(m, k), b=normal(k, n), bias=normal(n), dc=normal(m, n))
-    yield "parts with a remainder", dict(a=normal(5, 37), b=normal(37, 150), bias=normal(150), dc=normal(5, 150))
+    yield (
+        "parts with a remainder",
+        dict(a=normal(5, 37), b=normal(37, 150), bias=normal(150), dc=normal(5, 150)),
+    )
     yield "no bias", dict(a=normal(9, 6), b=normal(6, 11))
     yield "no rows", dict(a=normal(0, 6), b=normal(6, 11), bias=normal(11), dc=normal(0, 11))
     yield "nothing to sum", dict(a=normal(4, 0), b=normal(0, 3), bias=normal(3))
