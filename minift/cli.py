@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,13 +11,12 @@ import numpy as np
 import tyro
 from minift_kernels.ladder import RungError
 
-from minift.data import Columns, Dataset, Text
+from minift.data import Columns
 from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.info import info
 from minift.load import load
-from minift.tasks.text_classification import Prediction
 from minift.train import METRICS, TrainingConfig, finetune
 
 Device = Literal["cpu", "cuda"]
@@ -45,19 +44,23 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Say which label a fine-tuned model gives to texts."""
+    """Say what a fine-tuned model makes of texts."""
 
     directory: tyro.conf.Positional[str]
     """What `minift finetune` or transformers wrote."""
     text: tuple[str, ...] = ()
     """One or more texts."""
+    question: str | None = None
+    """A question that --context answers."""
+    context: str | None = None
+    """The text that --question asks about."""
     file: Path | None = None
-    """A file of texts: .txt with one a line, or .tsv, .csv or .jsonl with a header."""
+    """A file of texts: .txt with one a line, .tsv, .csv or .jsonl with a header, or what the task is trained on."""
     batch_size: int = 32
     device: Device = "cpu"
     """Where to compute: cpu, or cuda for an NVIDIA GPU."""
     json: bool = False
-    """Print one JSON object a line, with the probability of every label."""
+    """Print one JSON object a line, with all that the model says."""
     max_length: int | None = None
     """The longest text in tokens; the model's own longest if not given."""
 
@@ -138,12 +141,22 @@ def in_words(metrics: dict[str, float]) -> str:
 
 
 def run_predict(options: Predict) -> None:
-    if bool(options.text) == bool(options.file):
-        raise InputError("predict takes either --text or --file")
-    texts: list[Text] = read_texts(options.file) if options.file else list(options.text)
+    if (options.question is None) != (options.context is None):
+        raise InputError("--question and --context belong together")
+    if sum(map(bool, (options.text, options.file, options.question))) != 1:
+        raise InputError("predict takes one of --text, --file, and --question with --context")
     model = load(options.directory, max_length=options.max_length, device=options.device)
-    for text, prediction in zip(texts, model.predict(texts, options.batch_size), strict=True):
-        print(as_json(text, prediction) if options.json else as_line(text, prediction))
+    inputs: list[Any] = list(options.text)
+    if options.question:
+        inputs = [(options.question, options.context)]
+    elif options.file:
+        examples = model.read(options.file, Columns(), labelled=False)
+        inputs = [examples[index][0] for index in range(len(examples))]
+    for text, prediction in zip(inputs, model.predict(inputs, options.batch_size), strict=True):
+        if options.json:
+            print(json.dumps({"text": text, **asdict(prediction)}, ensure_ascii=False))
+        else:
+            print(model.in_words(text, prediction))
 
 
 def run_info(options: Info) -> None:
@@ -156,26 +169,6 @@ def run_info(options: Info) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
                 print(f"  {key:14} {inner}")
-
-
-def read_texts(path: Path) -> list[Text]:
-    """The texts of a file: the lines of a .txt, the rows of anything else. Raises InputError as `Dataset` does."""
-    dataset = Dataset(path, require_label=False)
-    return [dataset[index][0] for index in range(len(dataset))]
-
-
-def as_line(text: Text, prediction: Prediction) -> str:
-    """`positive  0.98  what a film`"""
-    shown = text if isinstance(text, str) else " | ".join(text)
-    return f"{prediction}  {shown}"
-
-
-def as_json(text: Text, prediction: Prediction) -> str:
-    """{"text", "label", "probabilities"} on one line."""
-    return json.dumps(
-        {"text": text, "label": prediction.label, "probabilities": prediction.probabilities},
-        ensure_ascii=False,
-    )
 
 
 RUN: dict[type, Callable[[Any], None]] = {

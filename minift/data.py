@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,6 @@ Label = int | str
 
 TEXT_COLUMNS = ("sentence", "text")
 PAIR_COLUMNS = ("sentence1", "sentence2")
-LABEL_COLUMN = "label"
 
 
 class Columns(NamedTuple):
@@ -133,6 +132,9 @@ class Dataset:
     Raises InputError, with the line, for a file that is not so.
     """
 
+    LABEL_COLUMNS: ClassVar[tuple[str, ...]] = ("label",)
+    """Where the label is if nobody says: the first of these that the file has."""
+
     def __init__(
         self,
         path: str | Path,
@@ -150,8 +152,8 @@ class Dataset:
         self._read = READERS[self.path.suffix.lower()]
         self._header: list[str] | None = None
         self._offsets = array("q")  # where each row begins, in bytes
-        self._codes = array("i")  # the label of each row, as an index into _values
-        self._values: list[Label] = []  # the distinct labels, in the order of their first row
+        self._codes = array("i")  # the label of each row, as an index into values
+        self.values: list[Label] = []  # the distinct labels, in the order of their first row
         self._index(text_column, pair_column, label_column, require_label)
 
     # ---- The first pass ----
@@ -164,7 +166,9 @@ class Dataset:
             raise InputError(f"{self.path}: the file is empty")
         names = list(first[2])  # the header's fields, or the keys of the first object
         self._text_columns = self._choose_text(names, text_column, pair_column)
-        self._label_column = self._choose(names, label_column or LABEL_COLUMN) if require_label else None
+        present = [name for name in self.LABEL_COLUMNS if name in names]
+        chosen = label_column or (present or self.LABEL_COLUMNS)[0]
+        self._label_column = self._choose(names, chosen) if require_label else None
 
         records = self._records()
         if not isinstance(first[2], dict):
@@ -176,11 +180,12 @@ class Dataset:
             self._text(row, number)
             self._offsets.append(offset)
             if self._label_column is not None:
-                self._codes.append(codes.setdefault(self._label(row, number), len(codes)))
+                label = self.label_text(self._value(row, self._label_column, number), number)
+                self._codes.append(codes.setdefault(label, len(codes)))
         if not self._offsets:
             raise InputError(f"{self.path}: a header ({_list(names)}) and no rows")
         integers = all(map(_is_integer, codes))
-        self._values = [int(label) if integers else label for label in codes]
+        self.values = [int(label) if integers else label for label in codes]
 
     def _choose_text(self, names: list[str], text_column: str | None, pair_column: str | None) -> list[str]:
         if text_column is not None:
@@ -216,7 +221,7 @@ class Dataset:
             except StopIteration:
                 return
             except BrokenRecord as error:
-                raise self._error(number, str(error)) from None
+                raise self.error(number, str(error)) from None
             if record is not None:
                 yield offset, number, record
 
@@ -225,7 +230,7 @@ class Dataset:
             return record
         if len(record) != len(self._header):
             expected = f"{len(self._header)} were expected ({_list(self._header)})"
-            raise self._error(
+            raise self.error(
                 number, f"{len(record)} {'column' if len(record) == 1 else 'columns'}, {expected}"
             )
         return dict(zip(self._header, record, strict=True))
@@ -235,27 +240,30 @@ class Dataset:
         for name in self._text_columns:
             text = self._value(row, name, number)
             if not isinstance(text, str):
-                raise self._error(number, f"{name!r} was to be a text, found {json.dumps(text)[:60]}")
+                raise self.error(number, f"{name!r} was to be a text, found {json.dumps(text)[:60]}")
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise self._error(number, f"{name!r} holds half of a surrogate pair, which is no character")
+                raise self.error(number, f"{name!r} holds half of a surrogate pair, which is no character")
             texts.append(text)
         return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
-    def _label(self, row: dict[str, Any], number: int) -> str:
-        assert self._label_column is not None
-        label = self._value(row, self._label_column, number)
-        if isinstance(label, bool) or not isinstance(label, str | int | float):
-            raise self._error(number, f"label was to be a string or a number, found {json.dumps(label)[:60]}")
-        if not str(label).strip():
-            raise self._error(number, "the label is empty")
-        return str(label)
+    def label_text(self, value: Any, number: int) -> str:
+        """The label that stands in line `number` as `value`, as a text; equal labels are equal texts.
+
+        Raises InputError, with the line, for what is no label.
+        """
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.error(number, f"label was to be a string or a number, found {json.dumps(value)[:60]}")
+        if not str(value).strip():
+            raise self.error(number, "the label is empty")
+        return str(value)
 
     def _value(self, row: dict[str, Any], name: str, number: int) -> Any:
         if name not in row:  # only JSON objects can differ from row to row
-            raise self._error(number, f"no key {name!r}; there are: {_list(list(row))}")
+            raise self.error(number, f"no key {name!r}; there are: {_list(list(row))}")
         return row[name]
 
-    def _error(self, number: int, problem: str) -> InputError:
+    def error(self, number: int, problem: str) -> InputError:
+        """What to raise of line `number`."""
         return InputError(f"{self.path}, line {number}: {problem}")
 
     # ---- Access ----
@@ -271,12 +279,12 @@ class Dataset:
             raise InputError(
                 f"{self.path}: the file was changed while in use, row {index + 1} is broken"
             ) from None
-        return text, self._values[self._codes[index]] if self._codes else None
+        return text, self.values[self._codes[index]] if self._codes else None
 
     @property
     def labels(self) -> list[Label]:
         """The distinct labels: integers in their order if all are integers, else strings, alphabetically."""
-        return sorted(self._values)  # type: ignore[type-var]  # never both kinds at once
+        return sorted(self.values)  # type: ignore[type-var]  # never both kinds at once
 
     def label_ids(self, names: Sequence[Label]) -> np.ndarray:
         """(N,) int64: for each row the index of its label in `names`, the model's labels in their order.
@@ -287,15 +295,20 @@ class Dataset:
         index_of = {str(name): index for index, name in enumerate(names)}
         if not any(map(_is_integer, index_of)):
             index_of |= {str(index): index for index in range(len(names))}
-        for code, label in enumerate(self._values):
+        for code, label in enumerate(self.values):
             if str(label) not in index_of:
-                number = self._line_number(self._offsets[self._codes.index(code)])
-                raise self._error(number, f"label {label!r}, expected one of: {_list(list(names))}")
-        index_of_code = np.array([index_of[str(label)] for label in self._values], np.int64)
-        return index_of_code[np.array(self._codes)]
+                raise self.error(
+                    self.first_line(code), f"label {label!r}, expected one of: {_list(list(names))}"
+                )
+        return self.each([index_of[str(label)] for label in self.values]).astype(np.int64)
 
-    def _line_number(self, offset: int) -> int:
-        """Counted when an error needs it, rather than kept for every row."""
+    def each(self, of_label: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """(N, ...): for each row what belongs to its label; `of_label` has it in the order of `values`."""
+        return np.asarray(of_label)[np.array(self._codes)]
+
+    def first_line(self, code: int) -> int:
+        """The line that first has the label `values[code]`: counted when an error needs it, not kept for every row."""
+        offset = self._offsets[self._codes.index(code)]
         self._file.seek(0)
         number = 1
         while offset > 0:
@@ -332,7 +345,7 @@ class Batch:
     offsets: np.ndarray
     """(B + 1,) int64: text b is tokens offsets[b] to offsets[b + 1]; the last one is T."""
     labels: np.ndarray | None = None
-    """(B,), where there are labels."""
+    """Where there are labels: one a text (B,), several (B, ...), or one a token (T,), as the task has it."""
     truncated: int = 0
     """How many of the texts were cut to the maximum length."""
 
@@ -347,8 +360,10 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """How many labels count in the loss: all but those that are -100."""
-        return 0 if self.labels is None else int((self.labels != -100).sum())
+        """How many labels count in the loss: of classes, all but those that are -100."""
+        if self.labels is None:
+            return 0
+        return self.labels.size if self.labels.dtype.kind == "f" else int((self.labels != -100).sum())
 
     @property
     def segments(self) -> np.ndarray:
@@ -386,13 +401,20 @@ def batches(
     `start` batches are passed over unread: whoever resumes gets the same batches that would have come.
     Raises InputError for a batch size below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, expected 1 or more")
-    order = np.arange(len(dataset)) if seed is None else shuffled(len(dataset), seed, epoch)
-    for first in range(start * batch_size, len(order), batch_size):
-        rows = order[first : first + batch_size]
+    for rows in rows_of_batches(len(dataset), batch_size, seed=seed, epoch=epoch, start=start):
         encodings = tokenizer.encode([dataset[int(row)][0] for row in rows])
         yield pack(encodings, None if labels is None else labels[rows])
+
+
+def rows_of_batches(
+    count: int, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
+) -> Iterator[np.ndarray]:
+    """The numbers 0 to count - 1 in batches, as `batches` takes them from a data set of `count` rows."""
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, expected 1 or more")
+    order = np.arange(count) if seed is None else shuffled(count, seed, epoch)
+    for first in range(start * batch_size, count, batch_size):
+        yield order[first : first + batch_size]
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -15,22 +15,21 @@ def evaluate(model: TaskModel, examples: Examples, batch_size: int = 32) -> dict
     Raises InputError for a label that the model does not have.
     """
     started = time.perf_counter()
-    outputs = []
+    predictions = []
     loss_sum = 0.0
     targets = texts = truncated = 0
     with evaluating(model):
         for batch in model.batches(examples, batch_size):
             output = model(batch)
-            loss_sum += (
-                model.loss(output, batch).item() * batch.targets
-            )  # a mean of means would weigh them alike
-            outputs.append(output.numpy())
+            # Weighed by what each mean is over: a mean of means would weigh all batches alike.
+            loss_sum += model.loss(output, batch).item() * batch.targets
+            predictions += model.decode(output.numpy(), batch)
             targets += batch.targets
             texts += len(batch)
             truncated += batch.truncated
     warn_of_truncated(truncated, texts, model.tokenizer.max_length)
     return {
-        **model.metrics(outputs, examples),
+        **model.metrics(predictions, examples),
         "loss": loss_sum / targets,
         "examples": len(examples),
         "seconds": round(time.perf_counter() - started, 3),

@@ -59,6 +59,8 @@ def load(
     tokenizer.check_vocabulary(config.vocab_size)
     with skip_init():
         model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
+    for setting in make.settings:
+        setattr(model, setting, config_json.get(setting, getattr(model, setting)))
     report = fill(model, directory, config.initializer_range)
     new_in_head = [key for key in report.initialized if not key.startswith(f"{architecture.body_name}.")]
     if new_in_head and labels is None and not new_head:
@@ -98,10 +100,8 @@ def _task(task: str | None, config: dict) -> type[TaskModel]:
         if task not in TASKS:
             raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
         return TASKS[task]
-    trained_for = str((config.get("architectures") or [""])[0])
-    heads = [each for each in TASKS.values() if trained_for.endswith(f"For{each.head}")]
-    exact = [each for each in heads if each.problem_type == config.get("problem_type")]
-    return (exact or heads or list(TASKS.values()))[0]
+    made = [each for each in TASKS.values() if each.made(config)]
+    return (made or list(TASKS.values()))[0]
 
 
 def _labels(

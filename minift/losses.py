@@ -74,6 +74,31 @@ def mse_loss(predictions: Tensor, targets: Array) -> Tensor:
     return Tensor((error * error).mean(), parents=(predictions,), backward=backward)
 
 
+def binary_cross_entropy(logits: Tensor, targets: Array) -> Tensor:
+    """The mean over all elements of -(y log p + (1 - y) log(1 - p)) with p = sigmoid(logit): torch's `..._with_logits`.
+
+    logits and targets y (0 to 1) of the same shape, else InputError. Each element is a question of its own, answered
+    with yes or no.
+    """
+    xp = array_namespace(logits.data)
+    x, y = logits.data, xp.asarray(targets, dtype=logits.dtype)
+    if y.shape != x.shape:
+        raise InputError(f"binary_cross_entropy: logits of shape {x.shape}, targets of shape {y.shape}")
+    # -log p = log(1 + e^-x) and -log(1 - p) = x + log(1 + e^-x); with |x| no exponential overflows.
+    losses = xp.maximum(x, 0) - x * y + xp.log1p(xp.exp(-abs(x)))
+
+    def backward(dy):
+        # d loss / dx = p - y, each element weighted 1 / size in the mean
+        return (dy * (1 / x.size) * (sigmoid(x) - y),)
+
+    return Tensor(losses.mean(), parents=(logits,), backward=backward)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), the probability behind a logit."""
+    return 0.5 * (1 + array_namespace(x).tanh(0.5 * x))  # the same, and e^-x cannot overflow
+
+
 def label_indices(
     targets: Label | Sequence[Label] | Array,
     labels: Sequence[str] | None,

@@ -93,6 +93,7 @@ def finetune(config: TrainingConfig) -> dict:
     labels = task.labels_in(train_set)
     model = load(config.model, config.task, labels, config.max_length, new_head=True, device=config.device)
     model.label_smoothing = config.label_smoothing
+    model.prepare(train_set)
     if dev_set:
         # A label that training does not know is found now, not at the end.
         model.batches(dev_set, config.batch_size)
@@ -210,6 +211,9 @@ def _check(config: TrainingConfig) -> None:
     for name in ("warmup", "label_smoothing"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")
+    if config.label_smoothing and not TASKS[config.task].smooths_labels:
+        smoothing = ", ".join(name for name, task in TASKS.items() if task.smooths_labels)
+        raise InputError(f"label_smoothing: {config.task} has none; these tasks have it: {smoothing}")
     held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
     if held == [METRICS] and config.resume and not config.overwrite:
         raise InputError(f"{config.out} holds a finished run; pass --overwrite to begin it anew")

@@ -29,10 +29,18 @@ def test_finetune_then_evaluate_then_predict(tiny, tmp_path, run):
 
     status, printed, _ = run("evaluate", out, "--data", tiny / "dev.tsv", "--json")
     evaluated = json.loads(printed)
-    assert status == 0 and evaluated.keys() == {"accuracy", "loss", "examples", "seconds"}
+    assert status == 0 and evaluated.keys() == {
+        "accuracy",
+        "macro_f1",
+        "matthews",
+        "loss",
+        "examples",
+        "seconds",
+    }
     assert evaluated["accuracy"] == metrics["after"]["accuracy"] and evaluated["examples"] == 30
     status, printed, _ = run("evaluate", out, "--data", tiny / "dev.tsv")
-    assert printed == (f"accuracy {evaluated['accuracy']:.4f}  loss {evaluated['loss']:.4f}  examples 30\n")
+    assert printed.startswith(f"accuracy {evaluated['accuracy']:.4f}  macro_f1 ")
+    assert printed.endswith(f"  loss {evaluated['loss']:.4f}  examples 30\n")
 
     texts = ["the film was great", "a dull book ."]
     status, printed, stderr = run("predict", out, "--text", *texts, "--json")

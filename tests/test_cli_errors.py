@@ -263,7 +263,9 @@ def test_batch_size_out_of_range(tiny, tmp_path, run, batch_size):
 
 @pytest.mark.parametrize("given", [[], ["--text", "fine", "--file", "a.txt"]])
 def test_predict_takes_texts_or_a_file(tiny, run, given):
-    assert the_one_line(*run("predict", tiny / "model", *given)) == "predict takes either --text or --file"
+    assert the_one_line(*run("predict", tiny / "model", *given)) == (
+        "predict takes one of --text, --file, and --question with --context"
+    )
 
 
 @pytest.mark.parametrize("rung", ["nonsense", "numba_cuda"])

@@ -8,6 +8,7 @@ from gradcheck import check_gradients
 
 import minift
 from minift import Tensor
+from minift.losses import binary_cross_entropy
 
 ROWS, CLASSES = 7, 5
 RANDOM = np.random.default_rng(11)
@@ -127,3 +128,27 @@ def test_mse_loss_does_not_broadcast():
     """(3, 1) against (3,) would broadcast to (3, 3): a silent, common mistake."""
     with pytest.raises(minift.InputError, match=r"predictions of shape \(3, 1\), targets of shape \(3,\)"):
         minift.mse_loss(Tensor(np.zeros((3, 1))), np.zeros(3))
+
+
+def test_binary_cross_entropy_is_the_formula():
+    targets = RANDOM.integers(2, size=(ROWS, CLASSES))
+    total = 0.0
+    for value, target in zip(LOGITS.ravel().tolist(), targets.ravel().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-value))
+        total -= math.log(p if target else 1 - p)
+    found = binary_cross_entropy(Tensor(LOGITS), targets).item()
+    assert found == pytest.approx(total / LOGITS.size, rel=1e-12)
+    check_gradients(lambda logits: binary_cross_entropy(logits, targets), LOGITS)
+
+
+def test_binary_cross_entropy_of_large_logits_does_not_overflow():
+    logits = Tensor(np.array([[1000.0, -1000.0, 1000.0, -1000.0]], np.float32), requires_grad=True)
+    with np.errstate(all="raise", under="ignore"):
+        loss = binary_cross_entropy(logits, [[1, 0, 0, 1]])
+        loss.backward()
+    assert loss.item() == 500.0 and logits.grad.tolist() == [[0.0, 0.0, 0.25, -0.25]]
+
+
+def test_binary_cross_entropy_does_not_broadcast():
+    with pytest.raises(minift.InputError, match=r"logits of shape \(2, 3\), targets of shape \(3,\)"):
+        binary_cross_entropy(Tensor(np.zeros((2, 3))), np.zeros(3))

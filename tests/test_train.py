@@ -49,7 +49,7 @@ def test_it_learns_and_writes_what_it_promises(tiny, tmp_path):
     assert metrics["after"]["accuracy"] >= 0.9 > metrics["before"]["accuracy"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     for when in ("before", "after"):
-        assert metrics[when].keys() == {"accuracy", "loss", "examples", "seconds"}
+        assert metrics[when].keys() == {"accuracy", "macro_f1", "matthews", "loss", "examples", "seconds"}
         assert metrics[when]["examples"] == 30
     lines = log_lines(tmp_path / "out")
     assert [line["step"] for line in lines] == list(range(1, 151))  # 200 texts in batches of 8, 6 times

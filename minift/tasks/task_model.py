@@ -4,25 +4,27 @@ A task is one file with one subclass of `TaskModel`, and one line in the table o
 loop, the evaluation and the command line know of a task only what this class declares.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from minift import checkpoint
-from minift.data import Batch, Columns
+from minift.data import Batch, Columns, rows_of_batches, warn_of_truncated
 from minift.errors import InputError
 from minift.models.architecture import Architecture, Body, ModelConfig
-from minift.nn import Module
+from minift.nn import Module, evaluating
 from minift.tensor import Tensor
 from minift.tokenizer import Tokenizer
 
 
 class Examples(Protocol):
-    """What a task reads from a file: examples that can be counted."""
+    """What a task reads from a file: `examples[i]` is (input, label), the input as `predict` takes it."""
 
     def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 class TaskModel(Module):
@@ -37,6 +39,10 @@ class TaskModel(Module):
     """What config.json says beside it where several tasks share a head, such as regression."""
     has_labels: ClassVar[bool] = False
     """Whether the outputs are classes that have names."""
+    smooths_labels: ClassVar[bool] = False
+    """Whether the loss heeds `label_smoothing`."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """The attributes that config.json keeps beside the model's shape."""
 
     def __init__(
         self,
@@ -62,6 +68,17 @@ class TaskModel(Module):
         setattr(self, architecture.body_name, architecture.body(config))
         architecture.heads[self.head].build(self, config, self.outputs)
 
+    @classmethod
+    def made(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is of a model for this task."""
+        trained_for = str((config.get("architectures") or [""])[0])
+        # Where it does not say the problem, transformers concludes it from the number of outputs.
+        one_output = len(config.get("id2label") or ()) == 1
+        problem = config.get("problem_type") or (
+            "regression" if one_output else "single_label_classification"
+        )
+        return trained_for.endswith(f"For{cls.head}") and cls.problem_type in (None, problem)
+
     @property
     def body(self) -> Body:
         """The model without its head."""
@@ -75,11 +92,14 @@ class TaskModel(Module):
 
     @classmethod
     def read(cls, path: Path, columns: Columns, labelled: bool = True) -> Examples:
-        """The examples of a file. Raises InputError, with the line, for what is wrong in it."""
+        """The examples of a file, each as (input, label). Raises InputError, with the line, for what is wrong in it.
+
+        With `labelled=False` a file without labels will do, and whatever stands for a label is not looked at.
+        """
         raise NotImplementedError
 
     @classmethod
-    def labels_in(cls, examples: Examples) -> list[str] | None:
+    def labels_in(cls, examples: Any) -> list[str] | None:
         """The names of the classes that a new head needs for these examples; None where there are no classes."""
         return None
 
@@ -88,30 +108,74 @@ class TaskModel(Module):
         """The width of the head."""
         raise NotImplementedError
 
-    def batches(
-        self, examples: Examples, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
-    ) -> Iterator[Batch]:
-        """The examples once, with their labels, as `data.batches` gives them.
+    def prepare(self, examples: Any) -> None:
+        """Take over from the training examples what the model must know beside its labels: nothing, in most tasks."""
 
-        Raises InputError for a label that the model does not have.
-        """
+    def targets(self, examples: Any) -> Sequence[Any] | np.ndarray:
+        """For each example what `pack` makes labels of. Raises InputError for a label that the model does not have."""
         raise NotImplementedError
 
-    def forward(self, inputs: Any) -> Tensor:
-        """What the head says of a packed batch, or of inputs that are packed first."""
+    def pack(self, inputs: list[Any], targets: Sequence[Any] | None = None) -> Batch:
+        """One packed batch of the inputs, with labels where there are targets."""
         raise NotImplementedError
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """How wrong `output` is, the mean over the batch's targets."""
         raise NotImplementedError
 
-    def metrics(self, outputs: list[np.ndarray], examples: Examples) -> dict[str, float]:
-        """How good the outputs for all batches of the examples are; the metric that counts first comes first."""
+    def decode(self, output: np.ndarray, batch: Batch) -> list[Any]:
+        """What `output` means: one prediction, a dataclass, for each input of the batch."""
         raise NotImplementedError
 
-    def predict(self, inputs: Any, batch_size: int = 32) -> list[Any]:
-        """One prediction for each input, in evaluation mode, whatever mode the model is in."""
+    def metrics(self, predictions: list[Any], examples: Any) -> dict[str, float]:
+        """How good the predictions for all examples are; the metric that counts first comes first."""
         raise NotImplementedError
+
+    def in_words(self, text: Any, prediction: Any) -> str:
+        """What `minift predict` prints of one input and the prediction for it: `positive  0.981  what a film`."""
+        return f"{prediction}  {text if isinstance(text, str) else ' | '.join(text)}"
+
+    # ---- What follows from it --------------------------------------------------------------------
+
+    def batches(
+        self, examples: Any, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
+    ) -> Iterator[Batch]:
+        """The examples once, with their labels, in the order that `data.rows_of_batches` gives them.
+
+        Raises InputError at once for a label that the model does not have.
+        """
+        targets = self.targets(examples)
+        order = rows_of_batches(len(examples), batch_size, seed=seed, epoch=epoch, start=start)
+        return (
+            self.pack([examples[int(row)][0] for row in rows], [targets[row] for row in rows])
+            for rows in order
+        )
+
+    def encode(self, inputs: Any) -> Batch:
+        """The packed batch of an input, or of a list of inputs."""
+        return self.pack(inputs if isinstance(inputs, list) else [inputs])
+
+    def forward(self, inputs: Any) -> Tensor:
+        """What the head says of an input, a list of inputs or a packed batch: (B, C), or token by token (T, C)."""
+        output = self.answer(inputs if isinstance(inputs, Batch) else self.encode(inputs))
+        output.labels = self.labels
+        return output
+
+    def predict(self, inputs: Any, batch_size: int = 32) -> list[Any]:
+        """One prediction for each input, in evaluation mode, whatever mode the model is in.
+
+        A warning says how many texts were longer than the maximum.
+        """
+        inputs = inputs if isinstance(inputs, list) else [inputs]
+        predictions: list[Any] = []
+        truncated = 0
+        with evaluating(self):
+            for rows in rows_of_batches(len(inputs), batch_size):
+                batch = self.pack([inputs[row] for row in rows])
+                predictions += self.decode(self(batch).numpy(), batch)
+                truncated += batch.truncated
+        warn_of_truncated(truncated, len(inputs), self.tokenizer.max_length)
+        return predictions
 
     # ---- Saving ----------------------------------------------------------------------------------
 
@@ -140,4 +204,4 @@ class TaskModel(Module):
             config["label2id"] = {label: index for index, label in enumerate(self.labels)}
         if self.problem_type is not None:
             config["problem_type"] = self.problem_type
-        return config
+        return config | {name: getattr(self, name) for name in self.settings}

@@ -1,16 +1,15 @@
 """Text classification: which of C classes a text, or a pair of texts, belongs to."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from minift_kernels import softmax as softmax_kernels
 
-from minift.data import Batch, Columns, Dataset, Text, batches, pack, warn_of_truncated
+from minift.data import Batch, Columns, Dataset, Text, pack
 from minift.losses import cross_entropy
-from minift.metrics import accuracy
-from minift.nn import evaluating
+from minift.metrics import accuracy, macro_f1, matthews
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
 
@@ -37,6 +36,7 @@ class TextClassification(TaskModel):
     head = "SequenceClassification"
     problem_type = "single_label_classification"
     has_labels = True
+    smooths_labels = True
     labels: tuple[str, ...]
 
     @classmethod
@@ -52,49 +52,28 @@ class TextClassification(TaskModel):
     def outputs(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, examples: Dataset, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
-    ) -> Iterator[Batch]:
-        labels = examples.label_ids(self.labels)
-        return batches(
-            examples, self.tokenizer, batch_size, labels=labels, seed=seed, epoch=epoch, start=start
-        )
+    def targets(self, examples: Dataset) -> np.ndarray:
+        return examples.label_ids(self.labels)  # (R,)
 
-    def encode(self, texts: Text | list[Text]) -> Batch:
-        """The packed batch of a text, or of a list of texts or pairs."""
-        return pack(self.tokenizer.encode(texts if isinstance(texts, list) else [texts]))
-
-    def forward(self, inputs: Text | list[Text] | Batch) -> Tensor:
-        """Logits (B, C): the higher, the likelier. `inputs` is a text, a list of them, or a packed batch."""
-        batch = inputs if isinstance(inputs, Batch) else self.encode(inputs)
-        logits = self.answer(batch)  # (B, C)
-        logits.labels = self.labels
-        return logits
+    def pack(self, inputs: list[Text], targets: Sequence[int] | None = None) -> Batch:
+        return pack(self.tokenizer.encode(inputs), targets)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         smoothing = self.label_smoothing if self.training else 0.0
         return cross_entropy(output, batch.labels, label_smoothing=smoothing)
 
-    def metrics(self, outputs: list[np.ndarray], examples: Dataset) -> dict[str, float]:
-        """{"accuracy"}: the share of texts whose most probable class is the right one."""
-        predicted = np.concatenate(outputs).argmax(axis=1)
-        return {"accuracy": accuracy(predicted, examples.label_ids(self.labels))}
-
-    def predict(self, inputs: Text | list[Text], batch_size: int = 32) -> list[Prediction]:
-        """One prediction for each text, in evaluation mode, whatever mode the model is in.
-
-        A warning says how many texts were longer than the maximum.
-        """
-        texts = inputs if isinstance(inputs, list) else [inputs]
-        logits = []
-        truncated = 0
-        with evaluating(self):
-            for batch in batches([(text, None) for text in texts], self.tokenizer, batch_size):
-                logits.append(self(batch).numpy())
-                truncated += batch.truncated
-        warn_of_truncated(truncated, len(texts), self.tokenizer.max_length)
+    def decode(self, output: np.ndarray, batch: Batch) -> list[Prediction]:
         return [
             Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True)))
-            for rows in logits
-            for row in softmax_kernels.forward(rows)
+            for row in softmax_kernels.forward(output)
         ]
+
+    def metrics(self, predictions: list[Prediction], examples: Dataset) -> dict[str, float]:
+        """{"accuracy", "macro_f1", "matthews"}: see `metrics.py`."""
+        predicted = [self.labels.index(prediction.label) for prediction in predictions]
+        expected = self.targets(examples)
+        return {
+            "accuracy": accuracy(predicted, expected),
+            "macro_f1": macro_f1(predicted, expected),
+            "matthews": matthews(predicted, expected),
+        }
