@@ -10,7 +10,7 @@ from minift import checkpoint, hub
 from minift.device import array_library
 from minift.errors import InputError
 from minift.models import architecture_of
-from minift.models.architecture import initialize
+from minift.models.architecture import Architecture, initialize
 from minift.nn import skip_init
 from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
@@ -51,7 +51,7 @@ def load(
     config_json = checkpoint.read_config(directory)
     architecture = architecture_of(config_json, source)
     config = architecture.config.from_dict(config_json, source)
-    make = _task(task, config_json)
+    make = _task(task, config_json, architecture)
     if max_length is not None and max_length > config.longest_text:
         raise InputError(f"max_length is {max_length}; {source} allows {config.longest_text} tokens")
     tokenizer = Tokenizer.from_directory(directory, max_length)
@@ -94,13 +94,13 @@ def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpo
     return report
 
 
-def _task(task: str | None, config: dict) -> type[TaskModel]:
+def _task(task: str | None, config: dict, architecture: Architecture) -> type[TaskModel]:
     """The class of this name; without a name, of the task that a config.json says its model was trained for."""
     if task is not None:
         if task not in TASKS:
             raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
         return TASKS[task]
-    made = [each for each in TASKS.values() if each.made(config)]
+    made = [each for each in TASKS.values() if each.made(config, architecture)]
     return (made or list(TASKS.values()))[0]
 
 

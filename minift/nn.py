@@ -202,6 +202,17 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.weight, self.bias, self.eps, residual)
 
 
+class RMSNorm(Module):
+    """Mean square 1 over the last axis, then times `weight` (1 at first)."""
+
+    def __init__(self, size: int, eps: float):
+        self.weight = Parameter(np.ones(size, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
 class Dropout(Module):
     """In training, zeroes each element with probability p and scales the others up; in evaluation does nothing."""
 

@@ -8,8 +8,10 @@ no x is kept and no product is run.
 Axis letters: T tokens in the batch, B texts, H hidden size, N heads, D head size (H = N D), V vocabulary, C classes.
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 from minift_kernels import attention as attention_kernels
 from minift_kernels import dropout as dropout_kernels
 from minift_kernels import embedding as embedding_kernels
@@ -83,6 +85,85 @@ def gelu(x: Tensor) -> Tensor:
     return Tensor(gelu_kernels.forward(x_data), parents=(x,), backward=backward)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """y = x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3): GELU's approximation (Hendrycks and Gimpel 2016).
+
+    Since (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), it is x times the share that a sigmoid lets pass. GPT-2 uses it.
+    """
+    x_data = x.data
+    slope = 2 * (2 / math.pi) ** 0.5
+    passed = _sigmoid(slope * (x_data + 0.044715 * x_data * x_data * x_data))  # (..., )
+
+    def backward(dy):
+        # y = x s(2u), so y' = s + x s (1 - s) 2u', 2u' = slope (1 + 3 * 0.044715 x^2)
+        rate = slope * (1 + 3 * 0.044715 * x_data * x_data)
+        return (dy * passed * (1 + x_data * (1 - passed) * rate),)
+
+    return Tensor(x_data * passed, parents=(x,), backward=backward)
+
+
+def swiglu(gate: Tensor, x: Tensor) -> Tensor:
+    """y = gate sigmoid(gate) x: SiLU of the gate lets x pass (Shazeer 2020); gate, x and y (T, F)."""
+    gate_data, x_data = gate.data, x.data
+    share = _sigmoid(gate_data)
+
+    def backward(dy):
+        # silu(g) = g s, so silu' = s + g s (1 - s)
+        dgate = dy * x_data * share * (1 + gate_data * (1 - share))
+        dx = dy * gate_data * share
+        return dgate, dx
+
+    return Tensor(gate_data * share * x_data, parents=(gate, x), backward=backward)
+
+
+def _sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), of x's dtype; exp may overflow to infinity, whose reciprocal is 0, as it should be."""
+    xp = array_namespace(x)
+    with np.errstate(over="ignore"):
+        return 1 / (1 + xp.exp(-x))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y = w x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019): x and y (T, H), w (H,)."""
+    x_data, weight_data = x.data, weight.data
+    rrms = ((x_data * x_data).mean(axis=1, keepdims=True) + eps) ** -0.5  # (T, 1)
+    needs_weight = weight.requires_grad
+
+    def backward(dy):
+        # With n = x rrms and y = w n: dx = rrms (dn - n mean(dn n)), dn = w dy, and dw = sum_t dy n
+        normalized = x_data * rrms
+        dnormalized = dy * weight_data
+        dx = rrms * (dnormalized - normalized * (dnormalized * normalized).mean(axis=1, keepdims=True))
+        dweight = (dy * normalized).sum(axis=0) if needs_weight else None
+        return dx, dweight
+
+    return Tensor(x_data * rrms * weight_data, parents=(x, weight), backward=backward)
+
+
+def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
+    """Turn each head's pairs of numbers by angles that grow with the position (Su et al. 2021, section 3.2.2).
+
+    x and y (T, N D); cos and sin (T, D / 2), of the angle of each token and pair. Number i of a head makes a pair with
+    number i + D / 2, as in the checkpoints of the Llama family. The product of a turned query and a turned key
+    depends on their distance alone.
+    """
+
+    def backward(dy):
+        # A rotation's transpose is the rotation back.
+        return (_turn(dy, cos, -sin),)
+
+    return Tensor(_turn(x.data, cos, sin), parents=(x,), backward=backward)
+
+
+def _turn(x: Array, cos: Array, sin: Array) -> Array:
+    half = cos.shape[1]
+    heads = x.reshape(len(x), -1, 2, half)  # (T, N, 2, D / 2)
+    first, second = heads[:, :, 0], heads[:, :, 1]
+    cos, sin = cos[:, None], sin[:, None]  # the same for every head
+    xp = array_namespace(x)
+    return xp.stack([first * cos - second * sin, second * cos + first * sin], axis=2).reshape(x.shape)
+
+
 def relu(x: Tensor) -> Tensor:
     """y = max(x, 0)."""
     positive = x.data > 0
@@ -146,6 +227,18 @@ def attention(
         return attention_kernels.backward(dy, q_data, k_data, v_data, y, logsumexp, *options)
 
     return Tensor(y, parents=(q, k, v), backward=backward)
+
+
+def columns(x: Tensor, start: int, end: int) -> Tensor:
+    """y = x[:, start:end]."""
+    shape = x.shape
+
+    def backward(dy):
+        dx = array_namespace(dy).zeros(shape, dy.dtype)
+        dx[:, start:end] = dy
+        return (dx,)
+
+    return Tensor(x.data[:, start:end].copy(), parents=(x,), backward=backward)
 
 
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:

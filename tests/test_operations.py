@@ -24,6 +24,8 @@ SEGMENTS = np.array(
 KEYS = np.array([[1, 3], [3, 5], [5, 5], [6, 9]])
 IDS = np.array([2, 0, 2, 4])
 
+ANGLES = np.arange(3.0)[:, None] * np.array([1.0, 0.3])  # of 3 tokens and 2 pairs
+
 ARITHMETIC = {
     "add": (lambda a, b: a + b, normal(3, 5), normal(3, 5)),
     "add, broadcast": (lambda a, b: a + b, normal(3, 5), normal(5)),
@@ -72,6 +74,11 @@ NETWORK = {
         normal(5),
     ),
     "gelu": (ops.gelu, 3 * normal(3, 5)),
+    "gelu, tanh": (ops.gelu_tanh, 3 * normal(3, 5)),
+    "swiglu": (ops.swiglu, 3 * normal(3, 5), normal(3, 5)),
+    "rms norm": (lambda x, w: ops.rms_norm(x, w, 1e-5), normal(3, 5), normal(5)),
+    "rotary": (lambda x: ops.rotary(x, np.cos(ANGLES), np.sin(ANGLES)), normal(3, 12)),
+    "columns": (lambda x: ops.columns(x, 1, 3), normal(3, 5)),
     "relu": (ops.relu, normal(3, 5)),
     "softmax": (ops.softmax, normal(3, 5)),
     "dropout": (lambda x: ops.dropout(x, 0.4, (1, 2)), normal(3, 5)),

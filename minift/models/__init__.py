@@ -4,10 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from minift.errors import InputError
-from minift.models import bert
+from minift.models import bert, distilbert, gpt2, llama, roberta
 from minift.models.architecture import Architecture
 
-MODELS: dict[str, Architecture] = {each.model_type: each for each in (bert.ARCHITECTURE,)}
+MODELS: dict[str, Architecture] = {
+    each.model_type: each
+    for each in (
+        bert.ARCHITECTURE,
+        roberta.ARCHITECTURE,
+        distilbert.ARCHITECTURE,
+        gpt2.ARCHITECTURE,
+        llama.LLAMA,
+        llama.QWEN2,
+    )
+}
 """Every architecture by the model_type of its config.json."""
 
 

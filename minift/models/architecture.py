@@ -1,7 +1,7 @@
 """What all families of models have in common: how they are described, built and given their first weights."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from minift import ops, random
 from minift.data import Batch
 from minift.errors import InputError
-from minift.nn import Module
+from minift.nn import Embedding, Module, ModuleList
 from minift.tensor import Tensor
 
 
@@ -29,6 +29,12 @@ class Architecture:
     """The heads by what transformers' class names end with, such as SequenceClassification."""
     current_name: Callable[[str], str] = str
     """From a key of an old or body-only checkpoint to the name that transformers uses today."""
+    odd_class_names: Mapping[str, str] = field(default_factory=dict)
+    """What transformers calls the model with a head where it is not the prefix, For and the head."""
+
+    def class_name(self, head: str) -> str:
+        """transformers' class of the model with this head, such as BertForSequenceClassification."""
+        return self.odd_class_names.get(head, f"{self.class_prefix}For{head}")
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,9 @@ class ModelConfig:
         Raises InputError for a value of another type, and for what `check` finds.
         """
         known = {field.name: config[field.name] for field in fields(cls) if field.name in config}  # type: ignore[arg-type]
+        declared_types = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
         for name, value in known.items():
-            declared = str(cls.__annotations__[name])
+            declared = str(declared_types[name])
             if not _is_of_type(value, declared):
                 raise InputError(f"{source}: {name} is {value!r}, expected {declared}")
         made = cls(**known)
@@ -96,6 +103,9 @@ class Body(Module):
     A subclass says what lies under its layers (`foundation`) and which its layers are (`layers`), the lowest first.
     """
 
+    layers: Sequence[Module] | ModuleList
+    """The layers, the lowest first: an attribute, or a property where checkpoints have another name for them."""
+
     def __init__(self, config: Any):
         self.config = config
 
@@ -105,13 +115,13 @@ class Body(Module):
         raise NotImplementedError
 
     @property
-    def layers(self) -> list[Module]:
-        """The layers, the lowest first."""
+    def vocabulary(self) -> Embedding:
+        """The vectors of all words, (V, H); language models say with them, too, which word fits."""
         raise NotImplementedError
 
     def words(self, batch: Batch) -> Tensor:
         """The vector of each token by itself, (T, H): what soft prompts are put in front of, text by text."""
-        raise NotImplementedError
+        return self.vocabulary(batch.ids)
 
     def embed(self, words: Tensor, batch: Batch) -> Tensor:
         """What the first layer reads, (T, H): the words, and what the foundation adds to them, such as positions."""

@@ -208,13 +208,14 @@ class Bert(Body):
 
     pooler: BertPooler
 
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig, embeddings: type[BertEmbeddings] = BertEmbeddings):
         super().__init__(config)
-        self.embeddings = BertEmbeddings(config)
+        self.embeddings = embeddings(config)
         self.encoder = BertEncoder(config)
 
-    def words(self, batch: Batch) -> Tensor:
-        return self.embeddings.word_embeddings(batch.ids)
+    @property
+    def vocabulary(self) -> Embedding:
+        return self.embeddings.word_embeddings
 
     def embed(self, words: Tensor, batch: Batch) -> Tensor:
         return self.embeddings(words, batch)
@@ -291,7 +292,7 @@ class BertMaskedHead(Head):
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
         x = rows_with_a_target(model.bert(batch), batch)  # (R, H)
-        return model.cls.predictions(x, model.bert.embeddings.word_embeddings.weight)  # (R, V)
+        return model.cls.predictions(x, model.bert.vocabulary.weight)  # (R, V)
 
 
 def current_name(key: str) -> str:
@@ -306,7 +307,14 @@ def current_name(key: str) -> str:
         key = key.removesuffix("beta") + "bias"
     if key.startswith(("embeddings.", "encoder.", "pooler.")):
         key = f"bert.{key}"
-    return key
+    return TIED.get(key, key)
+
+
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""Second names of one parameter, which old checkpoints hold twice."""
 
 
 ARCHITECTURE = Architecture(

@@ -1,10 +1,12 @@
 """Heads that several families share."""
 
+from contextlib import nullcontext
 from typing import Any
 
+from minift import ops
 from minift.data import Batch
-from minift.models.architecture import Head
-from minift.nn import Dropout, Linear
+from minift.models.architecture import Head, rows_with_a_target
+from minift.nn import Dropout, Linear, skip_init
 from minift.tensor import Tensor
 
 
@@ -31,3 +33,30 @@ class AnswerHead(Head):
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
         return model.qa_outputs(model.body(batch))  # (T, 2)
+
+
+class LastTokenHead(Head):
+    """One answer per text, from its last token, the only one that a causal model lets see all others."""
+
+    @staticmethod
+    def build(model, config: Any, outputs: int) -> None:
+        model.score = Linear(config.hidden_size, outputs, bias=False)
+
+    @staticmethod
+    def forward(model, batch: Batch) -> Tensor:
+        return model.score(ops.embedding(batch.offsets[1:] - 1, model.body(batch)))  # (B, C)
+
+
+class CausalHead(Head):
+    """Which word comes next, after each token that has a label, or after all."""
+
+    @staticmethod
+    def build(model, config: Any, outputs: int) -> None:
+        with skip_init() if config.tie_word_embeddings else nullcontext():
+            model.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            model.lm_head.weight = model.body.vocabulary.weight
+
+    @staticmethod
+    def forward(model, batch: Batch) -> Tensor:
+        return model.lm_head(rows_with_a_target(model.body(batch), batch))  # (R, V)

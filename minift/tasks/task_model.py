@@ -69,15 +69,15 @@ class TaskModel(Module):
         architecture.heads[self.head].build(self, config, self.outputs)
 
     @classmethod
-    def made(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a config.json is of a model for this task."""
+    def made(cls, config: Mapping[str, Any], architecture: Architecture) -> bool:
+        """Whether a config.json, which is of this architecture, is of a model for this task."""
         trained_for = str((config.get("architectures") or [""])[0])
         # Where it does not say the problem, transformers concludes it from the number of outputs.
         one_output = len(config.get("id2label") or ()) == 1
         problem = config.get("problem_type") or (
             "regression" if one_output else "single_label_classification"
         )
-        return trained_for.endswith(f"For{cls.head}") and cls.problem_type in (None, problem)
+        return trained_for == architecture.class_name(cls.head) and cls.problem_type in (None, problem)
 
     @property
     def body(self) -> Body:
@@ -194,7 +194,7 @@ class TaskModel(Module):
     def config_json(self) -> dict[str, Any]:
         """What config.json says of the model."""
         config: dict[str, Any] = {
-            "architectures": [f"{self.architecture.class_prefix}For{self.head}"],
+            "architectures": [self.architecture.class_name(self.head)],
             "model_type": self.architecture.model_type,
             **vars(self.config),
             "dtype": "float32",
