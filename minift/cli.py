@@ -17,6 +17,8 @@ from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.info import info
 from minift.load import load
+from minift.tasks.text_classification import TextClassification
+from minift.trace_page import write_trace
 from minift.train import METRICS, TrainingConfig, finetune
 
 Device = Literal["cpu", "cuda"]
@@ -66,6 +68,23 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Replay one backward pass in a page: where the gradient goes, step by step, from the loss to the embeddings."""
+
+    directory: tyro.conf.Positional[str]
+    """What `minift finetune` or transformers wrote."""
+    text: str
+    label: str
+    """What the model should have said of the text: the loss is about this."""
+    out: Path = Path("trace.html")
+    """The page; for a name that ends in .svg, the picture alone."""
+    freeze_layers: int = 0
+    """Freeze the embeddings and this many of the lowest layers, as in a fine-tuning that does."""
+    max_length: int | None = None
+    """The longest text in tokens; the model's own longest if not given."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what this machine runs minift with."""
 
@@ -80,6 +99,7 @@ Command = (
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Trace, tyro.conf.subcommand("trace")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -159,6 +179,15 @@ def run_predict(options: Predict) -> None:
             print(model.in_words(text, prediction))
 
 
+def run_trace(options: Trace) -> None:
+    model = load(options.directory, max_length=options.max_length)
+    if not isinstance(model, TextClassification):
+        raise InputError(f"{options.directory}: trace takes a model for text classification")
+    model.body.freeze(options.freeze_layers)
+    write_trace(model, options.text, options.label, options.out, Path(options.directory).name)
+    print(f"wrote {options.out}")
+
+
 def run_info(options: Info) -> None:
     facts = info()
     if options.json:
@@ -175,5 +204,6 @@ RUN: dict[type, Callable[[Any], None]] = {
     TrainingConfig: run_finetune,
     Evaluate: run_evaluate,
     Predict: run_predict,
+    Trace: run_trace,
     Info: run_info,
 }

@@ -1,0 +1,292 @@
+"""One HTML file that replays a backward pass: the picture, every step, the tokens' saliency, each head's attention.
+
+The page carries its numbers, its style and its script, and asks nobody for anything: it opens from a disk, a mail or a
+course's site, and will still open in ten years. Its parts are in `pages/`.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from minift_kernels.summary import LOWEST
+
+from minift import checkpoint, picture
+from minift.errors import InputError
+from minift.history import Array, Node, Step
+from minift.losses import cross_entropy
+from minift.picture import Stage
+from minift.recording import Summary, recording, summary_of
+from minift.tasks.text_classification import TextClassification
+from minift.tensor import Tensor
+
+PAGES = Path(__file__).parent / "pages"
+
+ATTENTION_BYTES = 1_200_000
+"""What the attention of all heads may take; a longer text keeps the strongest of each row."""
+
+
+def write_trace(model: TextClassification, text: str, label: str, path: Path, name: str) -> None:
+    """Write the page, or for a path that ends in .svg the picture alone, of one backward pass on one labelled text.
+
+    `name` is what the page calls the model. The pass is that of a training step without dropout. Every `.grad` is
+    replaced. Raises InputError for an unknown label, a text of no tokens, another ending and what cannot be written.
+    """
+    if path.suffix not in (".html", ".svg"):
+        raise InputError(
+            f"{path}: unknown ending {path.suffix!r}; the endings are .html (the page) and .svg (the picture)"
+        )
+    model.eval()
+    batch = model.encode(text)
+    if batch.ids.tolist() == model.encode("").ids.tolist():
+        raise InputError(f"the text has no tokens: {text!r}")
+    model.zero_grad()
+    with recording("summaries"):
+        logits = model(text)
+        loss = cross_entropy(logits, label)
+    steps = list(loss.backward_steps())
+    stages = stages_of(model, steps)
+    caption = f"{name} on “{shortened(text)}”, labelled {label}: loss {loss.item():.4f}"
+    drawn = picture.draw(stages, caption)
+    if path.suffix == ".svg":
+        checkpoint.write_text(path, drawn + "\n")
+        return
+    saliency, attention = look_closer(model, text, label)
+    kept = keys_kept(attention, batch.tokens)
+    data = {
+        "stages": [{"name": each.name, "frozen": each.frozen, "norm": each.weights_norm} for each in stages],
+        "steps": [step_json(model, step) for step in steps],
+        "tokens": [
+            {"text": token, "saliency": value}
+            for token, value in zip(model.tokenizer.tokens(batch.ids), saliency.tolist(), strict=True)
+        ],
+        "attention": [
+            {"name": attention_name(index, heads), "heads": [encoded(head, kept) for head in heads]}
+            for index, heads in enumerate(attention)
+        ],
+        "attention_kept": kept,
+    }
+    checkpoint.write_text(path, page("trace", caption, facts(model, logits, label), drawn, data))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The parts of the model
+
+
+def stages_of(model: TextClassification, steps: list[Step]) -> list[Stage]:
+    """The model's parts from the embeddings to the loss, with the norms that the steps measured."""
+    body = model.body
+    parts = [("embeddings", body.foundation, False)]
+    parts += [(f"layer {index}", [layer], False) for index, layer in enumerate(body.layers)]
+    below = {
+        id(parameter) for _, modules, _ in parts for module in modules for parameter in module.parameters()
+    }
+    head = [parameter for parameter in model.parameters() if id(parameter) not in below]
+    arriving: dict[
+        int, float
+    ] = {}  # at the output of each part: its newest operation comes first in a backward pass
+    for step in steps:
+        arriving.setdefault(stage_index(model, step.module), summary_of(step.gradient).norm)
+    stages = []
+    for index, (name, modules, is_new) in enumerate(parts):
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        stages.append(_stage(name, modules[0].path, parameters, is_new, arriving.get(index - 1, 0.0)))
+    stages.append(_stage("head", "head", head, True, arriving.get(len(parts) - 1, 0.0)))
+    stages.append(Stage("loss", "", False, True, 0.0, arriving.get(len(parts), 0.0)))
+    return stages
+
+
+def _stage(name: str, module: str, parameters: Sequence[Tensor], is_new: bool, outgoing: float) -> Stage:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients) ** 0.5
+    return Stage(name, module, not any(each.requires_grad for each in parameters), is_new, norm, outgoing)
+
+
+def stage_index(model: TextClassification, module: str) -> int:
+    """The number of the stage that a module belongs to."""
+    body = model.body
+    for index, modules in enumerate([body.foundation, *([layer] for layer in body.layers)]):
+        if any(module == each.path or module.startswith(f"{each.path}.") for each in modules):
+            return index
+    return len(body.layers) + (1 if module else 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What the page is told
+
+
+def step_json(model: TextClassification, step: Step) -> dict[str, Any]:
+    """One step as the page shows it."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    stage = stage_index(model, step.module)
+    return {
+        "operation": step.operation,
+        "formula": step.formula,
+        "module": step.module,
+        "local": local_path(model, step.module),
+        "line": step.line.rsplit("/", 1)[-1],
+        "shape": list(step.node.shape),
+        "dtype": str(step.node.dtype),
+        "bytes": step.bytes_held,
+        "stage": stage,
+        "gradient": summary_json(summary_of(step.gradient)),
+        "contributions": [
+            {
+                "name": name,
+                "to": origin(parent, names),
+                **({} if contribution is None else {"norm": rounded(summary_of(contribution).norm)}),
+            }
+            for name, parent, contribution in zip(step.names, step.parents, step.contributions, strict=True)
+        ],
+    }
+
+
+def origin(parent: Node | Any, names: dict[int, str]) -> str:
+    """Where an input came from: an operation and its module, or the name of a parameter."""
+    if isinstance(parent, Node):
+        return f"{parent.operation} in {parent.module}" if parent.module else parent.operation
+    return names.get(id(parent), "a constant")
+
+
+def local_path(model: TextClassification, module: str) -> str:
+    """A module's path without the layer's own."""
+    for layer in model.body.layers:
+        if module.startswith(f"{layer.path}."):
+            return module.removeprefix(f"{layer.path}.")
+    return module
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """A summary as the page reads it, the histogram without its empty ends."""
+    filled = [index for index, count in enumerate(summary.histogram) if count] or [0]
+    first, last = filled[0], filled[-1]
+    return {
+        "norm": rounded(summary.norm),
+        "mean": rounded(summary.mean),
+        "largest": rounded(summary.largest),
+        "zeros": summary.zeros,
+        "nan": summary.nan,
+        "infinite": summary.infinite,
+        "histogram": {
+            "counts": summary.histogram[first : last + 1],
+            "low": 2.0 ** (LOWEST + first),
+            "high": 2.0 ** (LOWEST + last + 1),
+        },
+    }
+
+
+def rounded(value: float) -> float | None:
+    """Seven digits, as many as a float32 has; None where it is no number, which JSON cannot say."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+def facts(model: TextClassification, logits: Tensor, label: str) -> str:
+    """A line on the model and what it said."""
+    total = sum(parameter.data.size for parameter in model.parameters())
+    trained = sum(parameter.data.size for parameter in model.parameters() if parameter.requires_grad)
+    odds = np.exp(logits.numpy()[0].astype(np.float64) - logits.numpy()[0].max())
+    said = ", ".join(
+        f"{name} {share:.3f}" for name, share in zip(model.labels, odds / odds.sum(), strict=True)
+    )
+    return f"{total:,} parameters, {trained:,} of them trained. The model says: {said}. The label is {label}."
+
+
+def page(name: str, title: str, facts: str, drawn: str, data: dict[str, Any]) -> str:
+    """The page's HTML, whole."""
+    parts = {each.name: each.read_text(encoding="utf-8") for each in PAGES.iterdir() if each.is_file()}
+    kept, tokens = data["attention_kept"], len(data["tokens"])
+    note = "" if kept == tokens else f"Of each row only the {kept} strongest of {tokens} are kept. "
+    # A "</script>" inside the data would end it; JSON may write < as an escape.
+    carried = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    return Template(parts[f"{name}.html"]).substitute(
+        title=escape(title),
+        facts=escape(facts),
+        picture=drawn,
+        attention_note=note,
+        style=parts["page.css"] + parts[f"{name}.css"],
+        script=parts[f"{name}.js"],
+        data=carried,
+    )
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The text's beginning, in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rsplit(" ", 1)[0] + "…"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Saliency and attention
+
+
+def look_closer(model: TextClassification, text: str, label: str) -> tuple[Array, list[Array]]:
+    """Each token's saliency, (T,), and the attention of each layer, (N, T, T).
+
+    They need a gradient at the embeddings and a record of every layer, frozen or not; so this is a pass of its own, in
+    which everything is trained. Saliency is gradient times input (Shrikumar et al. 2016), summed over the vector.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in frozen:
+        parameter.requires_grad = True
+    try:
+        with recording("arrays"):
+            loss = cross_entropy(model(text), label)
+        saliency, layers = None, []
+        for step in loss.backward_steps():
+            if step.operation == "attention":
+                layers.append(attention_of(step))
+            if (
+                saliency is None and stage_index(model, step.module) == 0
+            ):  # the newest: the embeddings' output
+                saliency = (step.gradient * step.output).sum(axis=1)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad = False
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+    assert saliency is not None
+    return saliency, layers[::-1]
+
+
+def attention_of(step: Step) -> Array:
+    """The probabilities (N, T, T) of an attention step of one text: softmax(q k^T / sqrt(D)), row looks at column."""
+    assert step.recorded is not None and step.recorded.call is not None
+    arguments = step.recorded.call.arguments
+    q, k, heads = arguments["q"].data, arguments["k"].data, arguments["heads"]
+    size = q.shape[1] // heads
+    q_heads = q.reshape(len(q), heads, size).transpose(1, 0, 2)  # (N, T, D)
+    k_heads = k.reshape(len(k), -1, size).transpose(1, 2, 0)  # (M, D, T)
+    scores = q_heads @ np.repeat(k_heads, heads // len(k_heads), axis=0) / size**0.5
+    if arguments["causal"]:
+        scores = np.where(np.tri(*scores.shape[1:], k=len(k) - len(q), dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def attention_name(layer: int, attention: Array) -> str:
+    """What the page calls the layer. Where only the first token of a text is read, it alone looks in the last layer."""
+    _, looking, looked_at = attention.shape
+    return f"layer {layer}" if looking == looked_at else f"layer {layer} (only the first token looks)"
+
+
+def keys_kept(attention: list[Array], tokens: int) -> int:
+    """How many of each row's probabilities the page carries: all, or the strongest that fit."""
+    heads = sum(map(len, attention))
+    if heads * tokens * tokens <= ATTENTION_BYTES:
+        return tokens
+    return max(1, ATTENTION_BYTES // (3 * heads * tokens))
+
+
+def encoded(probabilities: Array, kept: int) -> str:
+    """One head's (T, T) probabilities in base64: a byte each, or, of the strongest, two bytes of column and a byte."""
+    values = np.round(255 * probabilities).astype(np.uint8)
+    if kept < len(values):
+        columns = np.argsort(-probabilities, axis=1, kind="stable")[:, :kept]
+        chosen = np.take_along_axis(values, columns, axis=1)
+        values = np.stack([columns & 255, columns >> 8, chosen], axis=-1).astype(np.uint8)
+    return base64.b64encode(values.tobytes()).decode()
