@@ -22,6 +22,7 @@ from minift.trace_page import write_trace
 from minift.train import METRICS, TrainingConfig, finetune
 
 Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Evaluate:
     batch_size: int = 32
     device: Device = "cpu"
     """Where to compute: cpu, or cuda for an NVIDIA GPU."""
+    precision: Precision = "float32"
+    """What to compute in: tf32 and bf16 are for a GPU's tensor cores."""
     json: bool = False
     """Print JSON."""
     max_length: int | None = None
@@ -61,6 +64,8 @@ class Predict:
     batch_size: int = 32
     device: Device = "cpu"
     """Where to compute: cpu, or cuda for an NVIDIA GPU."""
+    precision: Precision = "float32"
+    """What to compute in: tf32 and bf16 are for a GPU's tensor cores."""
     json: bool = False
     """Print one JSON object a line, with all that the model says."""
     max_length: int | None = None
@@ -145,7 +150,12 @@ def run_finetune(config: TrainingConfig) -> None:
 
 
 def run_evaluate(options: Evaluate) -> None:
-    model = load(options.directory, max_length=options.max_length, device=options.device)
+    model = load(
+        options.directory,
+        max_length=options.max_length,
+        device=options.device,
+        precision=options.precision,
+    )
     columns = Columns(options.text_column, options.pair_column, options.label_column)
     metrics = evaluate(model, model.read(options.data, columns), options.batch_size)
     if options.json:
@@ -165,7 +175,12 @@ def run_predict(options: Predict) -> None:
         raise InputError("--question and --context belong together")
     if sum(map(bool, (options.text, options.file, options.question))) != 1:
         raise InputError("predict takes one of --text, --file, and --question with --context")
-    model = load(options.directory, max_length=options.max_length, device=options.device)
+    model = load(
+        options.directory,
+        max_length=options.max_length,
+        device=options.device,
+        precision=options.precision,
+    )
     inputs: list[Any] = list(options.text)
     if options.question:
         inputs = [(options.question, options.context)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import ml_dtypes
 import numpy as np
 from minift_kernels import gpu
 
@@ -15,6 +16,15 @@ from minift.errors import InputError
 from minift.history import Array
 
 DEVICES = ("cpu", "cuda")
+
+COMPUTE_DTYPES = {"float32": None, "tf32": None, "bf16": ml_dtypes.bfloat16}
+"""The precisions, each with the dtype that activations are rounded to; None: they have the weights' own.
+
+tf32 is float32 in memory; a GPU's tensor cores round the factors of its products to 10 bits. bf16 keeps activations and
+their gradients in 16 bits, of which 7 are the mantissa; weights, their gradients, AdamW's moments, LayerNorm's sums and
+the loss stay float32, or a step smaller than a 256th of a weight would change nothing (Micikevicius et al. 2018,
+"Mixed precision training", section 3.1).
+"""
 
 
 def array_library(device: str) -> ModuleType:
@@ -29,6 +39,14 @@ def array_library(device: str) -> ModuleType:
     import cupy
 
     return cupy
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise InputError for an unknown precision, and for one that the device does not have."""
+    if precision not in COMPUTE_DTYPES:
+        raise InputError(f"there is no precision {precision!r}; there are {', '.join(COMPUTE_DTYPES)}")
+    if precision == "tf32" and device == "cpu":
+        raise InputError("precision tf32 is a GPU's: it needs device cuda")
 
 
 def as_numpy(x: Array) -> np.ndarray:

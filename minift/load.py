@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from minift import checkpoint, hub
-from minift.device import array_library
+from minift.device import array_library, check_precision
 from minift.errors import InputError
 from minift.models import architecture_of
 from minift.models.architecture import Architecture, initialize
@@ -31,21 +31,23 @@ def load(
     dtype: type = np.float32,
     new_head: bool = False,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> TaskModel:
     """A model with its tokenizer, in training mode.
 
     `name` is a Hugging Face directory, a hub id, or "minilm". `task` is one of `TASKS`; without it, the task that the
     checkpoint was fine-tuned for. `labels` names the classes in the order of their indices; without it they are those
     of the checkpoint. `max_length` is the longest text in tokens; without it, what the checkpoint says. `device` is
-    "cpu" or "cuda". Weights that
+    "cpu" or "cuda", `precision` "float32", "tf32" or "bf16" (see `Module.compute_in`). Weights that
     the checkpoint lacks are drawn as transformers draws them, and one line says which; the head may be among them
     where `labels` are given or `new_head` is true.
 
     Raises InputError for a checkpoint that cannot be found or read, a tokenizer that does not fit the vocabulary, a
     weight of another shape, for a checkpoint that has no labels or no trained head where no new one is allowed, and
-    for a device that cannot be used.
+    for a device or a precision that cannot be used.
     """
     array_library(device)  # what is wrong with it is said before anything is read
+    check_precision(precision, device)
     directory = hub.resolve(name)
     source = str(directory / "config.json")
     config_json = checkpoint.read_config(directory)
@@ -67,7 +69,7 @@ def load(
         raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
     if report.initialized or report.unused:
         log.warning("%s: %s", name, report)
-    return model.to(dtype, device).train()
+    return model.to(dtype, device).compute_in(precision).train()
 
 
 def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpoint.KeyReport:

@@ -13,9 +13,10 @@ from contextvars import ContextVar
 from typing import Self
 
 import numpy as np
+from minift_kernels import gpu
 
 from minift import ops, random
-from minift.device import array_library, as_numpy
+from minift.device import COMPUTE_DTYPES, array_library, as_numpy, check_precision
 from minift.history import Array, inside_module, no_grad
 from minift.tensor import Tensor
 
@@ -140,6 +141,19 @@ class Module:
             parameter.grad = None
         return self
 
+    def compute_in(self, precision: str) -> Self:
+        """Compute in "float32", "tf32" or "bf16" (`device.COMPUTE_DTYPES`); parameters stay as they are.
+
+        With bf16, embeddings give bfloat16, and every operation after them computes in the dtype of its input. tf32
+        is allowed or not for the whole process. Raises InputError for another precision.
+        """
+        check_precision(precision, "cuda")
+        gpu.allow_tf32(precision == "tf32")
+        for _, module in self.named_modules():
+            if isinstance(module, Embedding):
+                module.compute_dtype = COMPUTE_DTYPES[precision]
+        return self
+
 
 class ModuleList(Module):
     """Modules under the names "0", "1", ...: `layer = ModuleList(...)` holds `layer.0`, `layer.1`, ..."""
@@ -176,6 +190,9 @@ class Linear(Module):
 class Embedding(Module):
     """One row of `weight` (V, H) for each id, standard normal at first, as in PyTorch."""
 
+    compute_dtype: type | None = None
+    """What the rows are rounded to; None leaves them as they are. See `Module.compute_in`."""
+
     def __init__(self, num_embeddings: int, embedding_dim: int):
         shape = (num_embeddings, embedding_dim)
         values = (
@@ -186,7 +203,7 @@ class Embedding(Module):
         self.weight = Parameter(values)
 
     def forward(self, ids: Array) -> Tensor:
-        return ops.embedding(ids, self.weight)
+        return ops.embedding(ids, self.weight, self.compute_dtype)
 
 
 class LayerNorm(Module):

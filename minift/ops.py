@@ -27,31 +27,40 @@ from minift.tensor import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x W^T + b: x (T, in), W (out, in), b (out,), y (T, out)."""
-    y = matmul_kernels.forward(x.data, weight.data.T, None if bias is None else bias.data)  # (T, out)
-    saved_weight = weight.data if x.requires_grad else None  # dx needs W
+    """y = x W^T + b: x (T, in), W (out, in), b (out,), y (T, out).
+
+    It computes in the dtype of x: weights that are kept in float32 are rounded to bfloat16 for an x of bfloat16, and
+    their gradients come back in float32.
+    """
+    weight_dtype, weight_data = weight.dtype, weight.data.astype(x.dtype, copy=False)
+    bias_data = None if bias is None else bias.data.astype(x.dtype, copy=False)
+    y = matmul_kernels.forward(x.data, weight_data.T, bias_data)  # (T, out)
+    saved_weight = weight_data if x.requires_grad else None  # dx needs W
     saved_x = x.data if weight.requires_grad else None  # dW needs x
     needs_bias = bias is not None and bias.requires_grad
 
     def backward(dy):
         # y_to = sum_i x_ti W_oi + b_o, so dx_ti = sum_o dy_to W_oi, dW_oi = sum_t dy_to x_ti, db_o = sum_t dy_to
-        return matmul_kernels.linear_backward(
-            dy, saved_x, saved_weight, needs_bias
-        )  # (T, in), (out, in), (out,)
+        dx, dweight, dbias = matmul_kernels.linear_backward(dy, saved_x, saved_weight, needs_bias)
+        return dx, _in(weight_dtype, dweight), _in(weight_dtype, dbias)  # (T, in), (out, in), (out,)
 
     return Tensor(y, parents=(x, weight, bias), backward=backward)
 
 
-def embedding(ids: Array, weight: Tensor) -> Tensor:
-    """y_t = W[ids_t]: ids (T,) integers, W (V, H), y (T, H)."""
+def _in(dtype: np.dtype, gradient: Array | None) -> Array | None:
+    return None if gradient is None else gradient.astype(dtype, copy=False)
+
+
+def embedding(ids: Array, weight: Tensor, dtype: type | None = None) -> Tensor:
+    """y_t = W[ids_t]: ids (T,) integers, W (V, H), y (T, H), in W's dtype or rounded to `dtype`."""
     check_indices("embedding row", ids, weight.shape[0])  # here, for on a GPU nobody looks
     ids = array_namespace(weight.data).asarray(ids)
-    y = embedding_kernels.forward(ids, weight.data)  # (T, H)
-    rows = weight.shape[0]
+    y = embedding_kernels.forward(ids, weight.data).astype(dtype or weight.dtype, copy=False)  # (T, H)
+    rows, weight_dtype = weight.shape[0], weight.dtype
 
     def backward(dy):
         # A row that was looked up several times receives the sum of what its copies receive.
-        return (embedding_kernels.backward(dy, ids, rows),)  # (V, H)
+        return (embedding_kernels.backward(_in(weight_dtype, dy), ids, rows),)  # (V, H)
 
     return Tensor(y, parents=(weight,), backward=backward)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from minift_kernels import matmul as matmul_kernels
-from minift_kernels.arrays import array_namespace
+from minift_kernels.arrays import array_namespace, wide
 
 from minift import breakpoints
 from minift.device import as_numpy
@@ -291,6 +291,15 @@ class Tensor:
         total = self.sum(axis, keepdims)
         return total * (total.data.size / self.data.size)
 
+    def astype(self, dtype: type) -> "Tensor":
+        """The same values in another dtype; the gradient comes back in this one's."""
+        before = self.dtype
+
+        def backward(dy):
+            return (dy.astype(before),)
+
+        return Tensor(self.data.astype(dtype), parents=(self,), backward=backward)
+
     def reshape(self, *shape: int) -> "Tensor":
         """The same elements in the same order under another shape; one length may be -1."""
         before = self.shape
@@ -317,9 +326,9 @@ class Tensor:
 
         def backward(dy):
             xp = array_namespace(dy)
-            dx = xp.zeros(shape, dy.dtype)
-            xp.add.at(dx, index, dy)  # not dx[index] += dy, which counts a repeated index once
-            return (dx,)
+            dx = xp.zeros(shape, wide(dy).dtype)
+            xp.add.at(dx, index, wide(dy))  # not dx[index] += dy, which counts a repeated index once
+            return (dx.astype(dy.dtype, copy=False),)
 
         # A basic index gives NumPy a view, which would keep all of x alive for as long as y lives.
         return Tensor(self.data[index].copy(), parents=(self,), backward=backward)

@@ -60,6 +60,8 @@ class TrainingConfig:
     """The longest text in tokens; longer ones are truncated, and counted. The model's own longest if not given."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute: cpu, or cuda for an NVIDIA GPU."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """What to compute in; weights and their updates stay float32. tf32 and bf16 are for a GPU's tensor cores."""
     seed: int = 0
     """Decides the new weights, the order of the texts and the dropout."""
     save_every: int = 0
@@ -91,7 +93,15 @@ def finetune(config: TrainingConfig) -> dict:
     train_set = task.read(config.train, columns)
     dev_set = task.read(config.dev, columns) if config.dev else None
     labels = task.labels_in(train_set)
-    model = load(config.model, config.task, labels, config.max_length, new_head=True, device=config.device)
+    model = load(
+        config.model,
+        config.task,
+        labels,
+        config.max_length,
+        new_head=True,
+        device=config.device,
+        precision=config.precision,
+    )
     model.label_smoothing = config.label_smoothing
     model.prepare(train_set)
     if dev_set:

@@ -237,10 +237,20 @@ def _modules() -> dict[str, ModuleType]:
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(getDeviceProperties=lambda device: properties),
     )
+    compute_types = {}
+    linalg = SimpleNamespace(
+        COMPUTE_TYPE_DEFAULT=0,
+        COMPUTE_TYPE_TF32=3,
+        set_compute_type=compute_types.__setitem__,
+        chosen=compute_types,
+    )
+    core = ModuleType("cupy._core")
+    core._routines_linalg = linalg
     special = ModuleType("cupyx.scipy.special")
     special.erf = _erf
     return {
         "cupy": cupy,
+        "cupy._core": core,
         "cupyx": ModuleType("cupyx"),
         "cupyx.scipy": ModuleType("cupyx.scipy"),
         "cupyx.scipy.special": special,

@@ -3,6 +3,7 @@
 import math
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,11 @@ import numpy as np
 def array_namespace(x) -> ModuleType:
     """numpy for a NumPy array, cupy for a CuPy array (which only exists where cupy was imported)."""
     return np if isinstance(x, (np.ndarray, np.generic)) else sys.modules["cupy"]
+
+
+def wide(x) -> Any:
+    """x as it is computed with: bfloat16, which is only for storing, becomes float32, and all else stays."""
+    return x.astype(np.float32) if x is not None and x.dtype.name == "bfloat16" else x
 
 
 def erf(x):

@@ -112,6 +112,28 @@ def built_together(source: str, kernel: str) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Precision
+
+_tf32 = False
+
+
+def tf32_is_allowed() -> bool:
+    """Whether products of float32 may be computed in tf32: 8 bits of exponent as float32 has, and 10 of mantissa."""
+    return _tf32
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let tensor cores compute products of float32 in tf32, in cuBLAS and in the rungs that can; or not."""
+    global _tf32
+    _tf32 = allowed
+    if why_no_gpu() is None:
+        from cupy._core import _routines_linalg as linalg
+
+        kind = linalg.COMPUTE_TYPE_TF32 if allowed else linalg.COMPUTE_TYPE_DEFAULT
+        linalg.set_compute_type(np.dtype(np.float32), kind)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Numba
 
 

@@ -13,7 +13,7 @@ the family stands for its last step.
 The caller's wish comes first (`MINIFT_KERNELS=reference` in the environment, or
 `with use_kernels("cuda_c_naive"):`). Without a wish the array decides: NumPy float32 takes numba_cpu, CuPy
 float32 and bfloat16 take cuda_c, and all else the reference: float64 is for checking, so it goes to the rung
-that judges.
+that judges. A step that computes float32 in tf32 is passed over unless tf32 is allowed (`gpu.allow_tf32`).
 
 Who wishes for it can have the GPU's rungs on NumPy arrays too: CUDA C runs on the CPU by way of
 `cuda_cpu.h`, Numba's kernels in Numba's simulator. Both are for reading, testing and debugging, and slow.
@@ -95,12 +95,21 @@ class Ladder:
         families = (
             ("numba_cpu", "reference") if on_cpu else (self.on_gpu, "cuda_c", "numba_cuda", "reference")
         )
-        takers = (self._last(name) for name in families if name is not None and why_not(name, x) is None)
+        exact = x.dtype == np.float32 and not gpu.tf32_is_allowed()
+        takers = (
+            self._last(name, exact) for name in families if name is not None and why_not(name, x) is None
+        )
         return next(rung for rung in takers if rung is not None)
 
-    def _last(self, family: str) -> str | None:
-        """The last, which is the best, rung of a family; None where the operation has none."""
-        return next((name for name in reversed(self.rungs) if family_of(name) == family), None)
+    def _last(self, family: str, exact: bool = False) -> str | None:
+        """The last, which is the best, rung of a family; None where the operation has none.
+
+        `exact` passes over those that compute in fewer digits than float32 has, and say so by a `tolerance`.
+        """
+        for name in reversed(self.rungs):
+            if family_of(name) == family and not (exact and hasattr(self.rungs[name], "tolerance")):
+                return name
+        return None
 
 
 def family_of(rung: str) -> str | None:

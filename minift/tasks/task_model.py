@@ -12,6 +12,7 @@ import numpy as np
 
 from minift import checkpoint
 from minift.data import Batch, Columns, rows_of_batches, warn_of_truncated
+from minift.device import COMPUTE_DTYPES
 from minift.errors import InputError
 from minift.models.architecture import Architecture, Body, ModelConfig
 from minift.nn import Module, evaluating
@@ -85,8 +86,9 @@ class TaskModel(Module):
         return getattr(self, self.architecture.body_name)
 
     def answer(self, batch: Batch) -> Tensor:
-        """What the head says of a packed batch."""
-        return self.architecture.heads[self.head].forward(self, batch)
+        """What the head says of a packed batch; in float32 where the model computes in bfloat16."""
+        output = self.architecture.heads[self.head].forward(self, batch)
+        return output.astype(np.float32) if output.dtype == COMPUTE_DTYPES["bf16"] else output
 
     # ---- What a task declares --------------------------------------------------------------------
 

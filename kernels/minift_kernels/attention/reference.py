@@ -1,11 +1,11 @@
 """Rung 1, the formula, one text and one head at a time: probabilities are written out, used and forgotten."""
 
-from minift_kernels.arrays import array_namespace, check_segments
+from minift_kernels.arrays import array_namespace, check_segments, wide
 from minift_kernels.philox import drop_threshold, keep_scale, philox
 
 
 def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
-    xp = array_namespace(q)
+    xp, dtype, q, k, v = array_namespace(q), q.dtype, wide(q), wide(k), wide(v)
     out = xp.zeros_like(q)
     logsumexp = xp.full((heads, q.shape[0]), -xp.inf, q.dtype)
     for n, rows, columns, keys, key_columns in _texts_and_heads(q, k, q_segments, k_segments, heads):
@@ -17,13 +17,14 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
         kept = _dropout(rows, n, keys, dropout, key, q)
         out[rows, columns] = (weights / total * kept) @ v[keys, key_columns]
         logsumexp[n, rows] = (largest + xp.log(total))[:, 0]
-    return out, logsumexp
+    return out.astype(dtype, copy=False), logsumexp
 
 
 def backward(
     dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)
 ):
-    xp = array_namespace(q)
+    xp, dtype = array_namespace(q), q.dtype
+    dout, q, k, v, out = wide(dout), wide(q), wide(k), wide(v), wide(out)
     dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
     for n, rows, columns, keys, key_columns in _texts_and_heads(q, k, q_segments, k_segments, heads):
         q_n, k_n, v_n = q[rows, columns], k[keys, key_columns], v[keys, key_columns]
@@ -42,7 +43,7 @@ def backward(
         # scores = scale q k^T
         dq[rows, columns] += scale * (dscores @ k_n)
         dk[keys, key_columns] += scale * (dscores.T @ q_n)
-    return dq, dk, dv
+    return tuple(gradient.astype(dtype, copy=False) for gradient in (dq, dk, dv))
 
 
 def _texts_and_heads(q, k, q_segments, k_segments, heads):
