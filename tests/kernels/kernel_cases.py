@@ -196,8 +196,9 @@ def layer_norm_cases():
         )
         return arrays | change
 
-    for t, h in ((1, 3), (1, 7), (3, 33), (131, 20), (5, 385)):
+    for t, h in ((1, 3), (1, 7), (3, 33), (131, 20), (5, 385), (3, 600)):
         yield f"{t}x{h}", case(t, h)
+    yield "wider than a warp holds", case(2, 1028)
     yield "no residual", case(67, 12, residual=False)
     yield "no rows", case(0, 12)
     constant = normal(3, 16)
@@ -229,6 +230,7 @@ def embedding_cases():
 
     yield "repeated rows", case([2, 0, 2, 2, 4], 5, 7)
     yield "one column", case([1, 1, 0], 2, 1)
+    yield "nearly all tokens of one row", case([1] * 3 + [0] * 150 + [2, 3] * 7, 4, 8)
     yield "many", case(np.random.default_rng(0).integers(0, 50, 333), 50, 37)
     yield "no tokens", case([], 5, 3)
     yield "int32", case([3, 1, 3], 4, 6) | dict(ids=np.array([3, 1, 3], np.int32))
@@ -335,6 +337,8 @@ BFLOAT16 = {
     "layer_norm": ("weight", "bias"),
     "gelu": (),
     "dropout": (),
+    "embedding": (),
+    "cross_entropy": ("dlosses", "class_weights"),
 }
 """The operations that run in bfloat16 in mixed precision, and their inputs that stay float32 all the same."""
 

@@ -1,5 +1,7 @@
 """Wrong arrays are refused before compiled code, which checks no bounds, could read foreign memory."""
 
+import shutil
+
 import numpy as np
 import pytest
 from minift_kernels import (
@@ -17,6 +19,7 @@ from minift_kernels import (
 )
 
 RUNGS = pytest.mark.parametrize("rung", ["reference", "numba_cpu"])
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
 
 
 @RUNGS
@@ -36,6 +39,33 @@ def test_a_target_that_is_no_class(rung, wrong):
     logits, targets = np.zeros((2, 3), np.float32), np.array([0, wrong])
     with use_kernels(rung), pytest.raises(IndexError, match=rf"target class {wrong} .* less than 3"):
         cross_entropy.forward(logits, targets)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rung", ["cuda_c_atomic", "cuda_c_sorted"])
+def test_where_nobody_looks_a_wrong_id_gives_nan(rung, monkeypatch):
+    """On a GPU, where to look would mean to wait. The emulation would report an access outside the table."""
+    monkeypatch.setattr(embedding.cuda_c, "check_indices", lambda *arguments: None)
+    ids, table = np.array([0, 5, 1, -1, 2**40, 1]), np.ones((5, 4), np.float32)
+    with use_kernels(rung):
+        y = embedding.forward(ids, table)
+        dtable = embedding.backward(np.ones((6, 4), np.float32), ids, 5)
+    assert np.isnan(y).all(axis=1).tolist() == [False, True, False, True, True, False]
+    assert dtable[:, 0].tolist() == [1, 2, 0, 0, 0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("rung", ["cuda_c_naive", "cuda_c_online"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_where_nobody_looks_a_wrong_target_gives_nan(rung, smoothing, monkeypatch):
+    monkeypatch.setattr(cross_entropy.cuda_c, "check_indices", lambda *arguments: None)
+    logits, targets = np.zeros((4, 3), np.float32), np.array([1, 3, -1, -100])
+    with use_kernels(rung):
+        losses, logsumexp = cross_entropy.forward(logits, targets, label_smoothing=smoothing)
+        dlogits = cross_entropy.backward(np.ones(4, np.float32), logits, logsumexp, targets)
+    assert np.isnan(losses).tolist() == [False, True, True, False]
+    assert np.isnan(dlogits).all(axis=1).tolist() == [False, True, True, False]
+    assert not dlogits[3].any()
 
 
 @RUNGS

@@ -270,6 +270,7 @@ layer_norm_warp_backward(const T* dy, const T* normalized, const float* rstd, co
         float dn[COUNT][size], n[COUNT][size];
         load_row(dy + begin, columns, dn);
         load_row(normalized + begin, columns, n);
+        const float of_row = rstd[row];
         float total = 0.0f, dot = 0.0f;
         for (int p = 0; p < COUNT; p++) {
             const int column = (p * WARP + threadIdx.x) * size;
@@ -290,7 +291,7 @@ layer_norm_warp_backward(const T* dy, const T* normalized, const float* rstd, co
             const int column = (p * WARP + threadIdx.x) * size;
             if (column < columns) {
                 for (int i = 0; i < size; i++)
-                    dn[p][i] = (dn[p][i] - mean_term - n[p][i] * rstd_term) * rstd[row];
+                    dn[p][i] = (dn[p][i] - mean_term - n[p][i] * rstd_term) * of_row;
                 store_floats(dx + begin + column, dn[p]);
             }
         }
