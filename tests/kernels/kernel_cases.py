@@ -109,6 +109,9 @@ def matmul_cases():
         dict(a=normal(5, 37), b=normal(37, 150), bias=normal(150), dc=normal(5, 150)),
     )
     yield "no bias", dict(a=normal(9, 6), b=normal(6, 11))
+    # Two of the largest tiles, each way, and a sum that is several tiles deep.
+    yield "129x20x131", dict(a=normal(129, 20), b=normal(20, 131))
+    yield "9x268x12", dict(a=normal(9, 268), b=normal(268, 12))
     yield "no rows", dict(a=normal(0, 6), b=normal(6, 11), bias=normal(11), dc=normal(0, 11))
     yield "nothing to sum", dict(a=normal(4, 0), b=normal(0, 3), bias=normal(3))
 
@@ -152,6 +155,7 @@ def attention_cases():
     yield "no text", case([0])
     yield "gaps", case([4, 0, 9], gap=3)
     yield "longer than a block", case([300, 2, 131], heads=1, size=32)
+    yield "several tiles", case([140, 3, 66], heads=1, causal=True, dropout=0.2, key=(5, 6))
     yield "head size 64", case([22, 33], heads=3, size=64)
     yield "head size 5", case([6, 9], heads=3, size=5)
     yield "causal", case([1, 6, 0, 40], causal=True)

@@ -4,6 +4,8 @@
 #include "device.h"
 #include "philox.h"
 
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }  // NVRTC has no math.h
+
 /// Where a text begins and ends among the rows.
 struct Segment {
     int start, end;

@@ -1,4 +1,4 @@
-"""Rungs 5 and 6, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 3 and 4, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 class Materialised:
-    """Rung 5, the formula, a kernel a step; scores are written out: (N, T, L), where L is the longest text's keys."""
+    """Rung 3, the formula, a kernel a step; scores are written out: (N, T, L), where L is the longest text's keys."""
 
     file = HERE / "materialised.cu"
 
@@ -77,7 +77,7 @@ class Materialised:
 
 
 class Flash:
-    """Rung 6, a tile of scores at a time and the softmax step by step: nothing of size T x T is written."""
+    """Rung 4, a tile of scores at a time and the softmax step by step: nothing of size T x T is written."""
 
     file, kernels = HERE / "flash.cu", "flash"
     query_rows, key_rows, threads = 32, 32, 64

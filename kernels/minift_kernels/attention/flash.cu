@@ -21,9 +21,9 @@
 // Philox for each row). The 8 threads of a row are lanes of one warp, so they find its largest score by
 // shuffles. Of a tile's product with 32 rows of D numbers, thread (ty, tx) has the rows 4 ty to 4 ty + 3 and every
 // eighth column from tx on. D is 32, 64 or 128; a head of another size has its rows filled up with 0.
-#include "attention.cuh"
+#include "attention/attention.cuh"
 
-constexpr int tile_rows = 32, threads = 64, own_rows = 4, threads_of_row = 8;
+constexpr int tile_rows = 32, threads = 64, threads_of_row = 8;
 
 /// Rows of a matrix in shared memory; one word more than D, so that a column's words are in different banks.
 template <int D> using Rows = float[tile_rows][D + 1];
@@ -107,7 +107,7 @@ __global__ void flash_forward(const T* q, const T* k, const T* v, T* out, float*
     auto seen_by = [&](int row) { return keys_seen(tile.first + row, queries.length(), keys.length(), causal); };
     int most_seen = seen_by(count - 1);
 
-    float sums[4][D / 8] = {}, total[4] = {}, largest[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    float sums[4][D / 8] = {}, total[4] = {}, largest[4] = {minus_infinity(), minus_infinity(), minus_infinity(), minus_infinity()};
     fetch_rows<D>(q_tile, q + (long long)t * q_stride + n * size, count, size, q_stride);
     for (int first = 0; first < most_seen; first += tile_rows) {
         long long place = (long long)(keys.start + first) * k_stride + m * size;
@@ -122,11 +122,11 @@ __global__ void flash_forward(const T* q, const T* k, const T* v, T* out, float*
             float now_largest = largest[i];
             for (int j = 0; j < 4; j++) {
                 bool seen = first + 4 * tx + j < seen_by(row);
-                scores[i][j] = seen ? scale * scores[i][j] : -INFINITY;
+                scores[i][j] = seen ? scale * scores[i][j] : minus_infinity();
                 now_largest = fmaxf(now_largest, scores[i][j]);
             }
             now_largest = row_max(now_largest);
-            float shift = now_largest == -INFINITY ? 0.0f : now_largest;  // nothing has been seen so far
+            float shift = now_largest == minus_infinity() ? 0.0f : now_largest;  // nothing has been seen so far
             float shrink = expf(largest[i] - shift);
             largest[i] = now_largest;
             total[i] *= shrink;

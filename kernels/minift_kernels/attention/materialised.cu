@@ -19,7 +19,7 @@
 //
 // Kernels whose elements are those of such a matrix have a thread for each: x counts keys, y query rows, z
 // heads. Others have a thread for each element of their result.
-#include "attention.cuh"
+#include "attention/attention.cuh"
 
 /// text_of_row (rows): the text that each row belongs to, -1 if none.
 extern "C" __global__ void attention_find_texts(const long long* segments, int texts, int rows, int* text_of_row) {
@@ -40,7 +40,7 @@ __global__ void attention_scores(const T* q, const T* k, const long long* q_segm
                                  int key_heads, int size, int most_keys, float scale, int causal) {
     int j = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y * blockDim.y + threadIdx.y, n = blockIdx.z;
     if (j >= most_keys || t >= rows) return;
-    float score = -INFINITY;
+    float score = minus_infinity();
     int text = text_of_query[t];
     if (text >= 0) {
         Segment queries = segment_of(q_segments, text, rows), keys = segment_of(k_segments, text, key_rows);
@@ -65,10 +65,10 @@ extern "C" __global__ void attention_softmax(float* scores, float* logsumexp, in
     if (t >= rows) return;
     Dropout dropout{threshold, keep_scale, {key0, key1}};
     float* row = scores + ((long long)n * rows + t) * most_keys;
-    float largest = -INFINITY, total = 0.0f;
+    float largest = minus_infinity(), total = 0.0f;
     for (int j = lane; j < most_keys; j += 32) largest = fmaxf(largest, row[j]);
     largest = warp_max(largest);
-    float shift = largest == -INFINITY ? 0.0f : largest;
+    float shift = largest == minus_infinity() ? 0.0f : largest;
     for (int j = lane; j < most_keys; j += 32) total += expf(row[j] - shift);
     total = warp_sum(total);
     if (lane == 0) logsumexp[(long long)n * rows + t] = shift + logf(total);
@@ -107,7 +107,7 @@ __global__ void attention_dscores(const T* dout, const T* v, const T* out, const
     if (j >= most_keys || t >= rows) return;
     long long place = ((long long)n * rows + t) * most_keys + j;
     float probability = 0.0f, kept = 0.0f, dscore = 0.0f;
-    if (scores[place] != -INFINITY) {
+    if (scores[place] != minus_infinity()) {
         Segment keys = segment_of(k_segments, text_of_query[t], key_rows);
         int m = n / (heads / key_heads);
         const T* dout_row = dout + ((long long)t * heads + n) * size;

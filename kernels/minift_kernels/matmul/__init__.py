@@ -6,6 +6,7 @@
     cuda_c_coalesced        a warp along a row of c, so that its threads read neighbours in memory
     cuda_c_tiled            tiles in shared memory: each number is fetched once for 16 uses
     cuda_c_register_tiled   8 x 8 sums in each thread's registers, numbers loaded in fours
+    cuda_c_tensor_core      matrix instructions in bfloat16 or tf32, copies while they compute
 
 Shapes: a (M, K), b (K, N), c (M, N). Either factor may be a transposed view (`w.T`): no rung copies it.
 
@@ -32,6 +33,7 @@ ladder = Ladder(
         "cuda_c_coalesced": cuda_c.coalesced,
         "cuda_c_tiled": cuda_c.tiled,
         "cuda_c_register_tiled": cuda_c.register_tiled,
+        "cuda_c_tensor_core": cuda_c.tensor_core,
     },
     on_gpu="reference",  # cuBLAS
 )

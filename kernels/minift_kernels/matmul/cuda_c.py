@@ -1,4 +1,4 @@
-"""Rungs 5 to 9, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 3 to 7, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
@@ -21,17 +21,22 @@ class _Product:
     block: tuple[int, ...]
     tile: tuple[int, int]
     """Rows and columns of c."""
+    shared_bytes = 0
 
     def forward(self, a, b, bias=None):
         (rows, inner), columns = a.shape, b.shape[1]
         c = array_namespace(a).empty((rows, columns), a.dtype)
         a, a_strides = layout(a)
         b, b_strides = layout(b)
+        kernel, strides = self.kernel_for(c, a_strides, b_strides)
         grid = (-(-columns // self.tile[1]), -(-rows // self.tile[0]))
-        sizes = (*np.int32([rows, columns, inner]), *np.int64([*a_strides, *b_strides]))
-        kernel = f"{self.kernel}<{gpu.c_type(c)}>"
-        gpu.launch(self.file, kernel, grid, self.block, (a, b, gpu.contiguous(bias), c, *sizes))
+        arguments = (a, b, gpu.contiguous(bias), c, *np.int32([rows, columns, inner]), *np.int64(strides))
+        gpu.launch(self.file, kernel, grid, self.block, arguments, self.shared_bytes)
         return c
+
+    def kernel_for(self, c, a_strides, b_strides):
+        """The kernel for factors that lie like these, and the strides that it takes."""
+        return f"{self.kernel}<{gpu.c_type(c)}>", (*a_strides, *b_strides)
 
     def sum_rows(self, x):
         xp, x, (rows, columns) = array_namespace(x), gpu.contiguous(x), x.shape
@@ -58,27 +63,43 @@ def layout(x):
 
 
 class Naive(_Product):
-    """Rung 5, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
+    """Rung 3, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
 
     file, kernel, block, tile = HERE / "naive.cu", "matmul_naive", (32, 8), (32, 8)
 
 
 class Coalesced(_Product):
-    """Rung 6, the same with a warp along a row: its reads of b and its writes are one access each."""
+    """Rung 4, the same with a warp along a row: its reads of b and its writes are one access each."""
 
     file, kernel, block, tile = HERE / "naive.cu", "matmul_coalesced", (32, 8), (8, 32)
 
 
 class Tiled(_Product):
-    """Rung 7, tiles in shared memory: each number is fetched once for 16 uses."""
+    """Rung 5, tiles in shared memory: each number is fetched once for 16 uses."""
 
     file, kernel, block, tile = HERE / "tiled.cu", "matmul_tiled", (16, 16), (16, 16)
 
 
 class RegisterTiled(_Product):
-    """Rung 8, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
+    """Rung 6, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
 
     file, kernel, block, tile = HERE / "register_tiled.cu", "matmul_register_tiled", (256,), (128, 128)
 
 
+class TensorCore(_Product):
+    """Rung 7, matrix instructions, and copies to shared memory while they compute. float32 is rounded to tf32."""
+
+    file, kernel, block, tile = HERE / "tensor_core.cu", "matmul_tensor_core", (128,), (128, 128)
+    shared_bytes = 3 * 2 * 128 * 128
+    tolerance = 2**-10  # of tf32: two factors of 11 bits; see tensor_core.cu
+
+    def kernel_for(self, c, a_strides, b_strides):
+        # A factor of a single column (row) lies both ways; either will do.
+        a_along_k, b_along_k = a_strides[1] == 1, b_strides[0] == 1
+        names = ", ".join("true" if along else "false" for along in (a_along_k, b_along_k))
+        strides = a_strides[0] if a_along_k else a_strides[1], b_strides[1] if b_along_k else b_strides[0]
+        return f"{self.kernel}<{gpu.c_type(c)}, {names}>", strides
+
+
 naive, coalesced, tiled, register_tiled = Naive(), Coalesced(), Tiled(), RegisterTiled()
+tensor_core = TensorCore()

@@ -21,7 +21,7 @@
 // Either way each number of a is read N times and each of b M times, mostly from the caches: 2 reads for each
 // multiply-add, where the arithmetic could take 50 times as many. tiled.cu begins there.
 #include "device.h"
-#include "matmul.cuh"
+#include "matmul/matmul.cuh"
 
 template <class T>
 __device__ void write_element(Matrix<T> a, Matrix<T> b, const T* bias, T* c, int M, int N, int K, int row,

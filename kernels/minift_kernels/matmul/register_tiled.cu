@@ -19,7 +19,7 @@
 //
 // While a tile is multiplied, the next one is on its way from memory to registers.
 #include "device.h"
-#include "matmul.cuh"
+#include "matmul/matmul.cuh"
 
 constexpr int tile_size = 128, tile_depth = 8, threads = 256;
 constexpr int padding = 4;  // puts the two k that a warp writes when it turns a tile over into different banks

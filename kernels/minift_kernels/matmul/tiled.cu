@@ -13,7 +13,7 @@
 // of the tile. Shared memory has 32 banks, each of which serves one word at a time; a row of 17 words, of
 // which the last is not used, puts the 16 words of a column into 16 banks.
 #include "device.h"
-#include "matmul.cuh"
+#include "matmul/matmul.cuh"
 
 constexpr int tile_size = 16;
 using Tile = float[tile_size][tile_size + 1];
