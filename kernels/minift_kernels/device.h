@@ -8,6 +8,7 @@
 //     mma_m16n8k16_bf16 (also _f16)    d (16, 8) += a (16, 16) b (16, 8) on tensor cores, by the whole warp
 //     mma_m16n8k8_tf32                 d (16, 8) += a (16, 8) b (8, 8); float_to_tf32 rounds its operands
 //     ldmatrix_x4, _x2, _trans         shared memory to the registers that mma wants
+//     exp2_approx                      2^x in one instruction, right to two units in the last place
 //     cp_async_16, cp_async_4          global to shared memory while the thread computes
 //     cp_async_commit, cp_async_wait   closes a group of copies; waits for all but the last so many groups
 //
@@ -93,6 +94,13 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned int (&r)[2], const vo
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(shared_address(row))
                  : "memory");
+}
+
+/// Results below 2^-126 become 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
 }
 
 /// Copies `bytes` (at most 16) and fills the rest of the 16 with zeros. Both addresses are multiples of 16.

@@ -1,9 +1,10 @@
 """Attention inside each text of a packed batch: out = dropout(softmax(scale q k^T)) v, for each head.
 
-    reference             the formula, one text and one head at a time
-    numba_cpu             blocks of queries whose scores stay in cache, on all cores
-    cuda_c_materialised   a kernel for each step of the formula, the scores written out
-    cuda_c_flash          a tile of scores at a time, and a softmax that is taken step by step
+    reference                  the formula, one text and one head at a time
+    numba_cpu                  blocks of queries whose scores stay in cache, on all cores
+    cuda_c_materialised        a kernel for each step of the formula, the scores written out
+    cuda_c_flash               a tile of scores at a time, and a softmax that is taken step by step
+    cuda_c_flash_tensor_core   the same in matrix instructions of bfloat16 or tf32
 
 Axes: T query rows, Tk key rows, B texts, N query heads, M key heads (M divides N: grouped-query attention,
 Ainslie et al. 2023; M = N is the usual kind), D head size. A head's columns stand side by side: head n is
@@ -33,6 +34,7 @@ ladder = Ladder(
         "numba_cpu": numba_cpu,
         "cuda_c_materialised": cuda_c.materialised,
         "cuda_c_flash": cuda_c.flash,
+        "cuda_c_flash_tensor_core": cuda_c.flash_tensor_core,
     },
 )
 

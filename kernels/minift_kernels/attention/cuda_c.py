@@ -1,4 +1,4 @@
-"""Rungs 3 and 4, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 3 to 5, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
@@ -79,8 +79,15 @@ class Materialised:
 class Flash:
     """Rung 4, a tile of scores at a time and the softmax step by step: nothing of size T x T is written."""
 
-    file, kernels = HERE / "flash.cu", "flash"
-    query_rows, key_rows, threads = 32, 32, 64
+    file, kernels, threads = HERE / "flash.cu", "flash", 64
+
+    def own_rows(self, size):
+        """Rows of the tile that a block keeps, for heads of this size."""
+        return 32
+
+    def shared_bytes(self, kernel, size, itemsize):
+        """Of dynamic shared memory."""
+        return 0 if kernel == "forward" else 4 * (4 * 32 * (size + 1) + 2 * 32 * 33)  # BackwardTiles
 
     def forward(self, q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
         xp = array_namespace(q)
@@ -89,9 +96,7 @@ class Flash:
         out = xp.zeros(q.shape, q.dtype)  # rows in no text stay 0
         logsumexp = xp.full((heads, len(q)), -np.inf, np.float32)
         options = problem.options(scale, causal, dropout, key)
-        self._launch(
-            "forward", (heads, problem.tiles(len(q), 32)), problem, (q, k, v, out, logsumexp, *options)
-        )
+        self._launch("forward", heads, len(q), problem, (q, k, v, out, logsumexp, *options))
         return out, logsumexp
 
     def backward(
@@ -104,20 +109,35 @@ class Flash:
         dq, dk, dv = (xp.zeros(x.shape, x.dtype) for x in (q, k, v))
         dots = xp.empty((heads, len(q)), np.float32)
         arguments = (dout, out, dots, *np.int32([len(q), heads, problem.size]))
-        gpu.launch(self.file, f"flash_dots<{gpu.c_type(q)}>", (heads, -(-len(q) // 4)), (128,), arguments)
-        options = problem.options(scale, causal, dropout, key)
-        given = (dout, q, k, v, logsumexp, dots)
-        self._launch(
-            "dk_dv", (problem.key_heads, problem.tiles(len(k), 32)), problem, (*given, dk, dv, *options)
-        )
-        self._launch("dq", (heads, problem.tiles(len(q), 32)), problem, (*given, dq, *options))
+        kernel = f"flash_dots<{gpu.c_type(q)}>"
+        gpu.launch(HERE / "flash.cu", kernel, (heads, -(-len(q) // 4)), (128,), arguments)
+        given, options = (dout, q, k, v, logsumexp, dots), problem.options(scale, causal, dropout, key)
+        self._launch("dk_dv", problem.key_heads, len(k), problem, (*given, dk, dv, *options))
+        self._launch("dq", heads, len(q), problem, (*given, dq, *options))
         return dq, dk, dv
 
-    def _launch(self, kernel, grid, problem, arguments):
-        q = arguments[0]
-        size = problem.padded_size()
-        shared = 0 if kernel == "forward" else 4 * (4 * 32 * (size + 1) + 2 * 32 * 33)  # BackwardTiles
-        gpu.launch(self.file, f"flash_{kernel}<{gpu.c_type(q)}, {size}>", grid, (64,), arguments, shared)
+    def _launch(self, kernel, heads, rows, problem, arguments):
+        q, size = arguments[0], problem.padded_size()
+        grid = (heads, problem.tiles(rows, self.own_rows(size)))
+        name = f"{self.kernels}_{kernel}<{gpu.c_type(q)}, {size}>"
+        shared = self.shared_bytes(kernel, size, q.itemsize)
+        gpu.launch(self.file, name, grid, (self.threads,), arguments, shared)
+
+
+class FlashTensorCore(Flash):
+    """Rung 5, the same in matrix instructions of bfloat16 or tf32 (to which float32 is rounded)."""
+
+    file, kernels, threads = HERE / "flash_tensor_core.cu", "flash_tensor_core", 128
+    tolerance = 2**-8  # of tf32, whose factors have 11 bits
+
+    def own_rows(self, size):
+        return 128 if size <= 64 else 64  # Sizes::own_rows
+
+    def shared_bytes(self, kernel, size, itemsize):
+        # The tile that stays and the two that walk, each twice: one is here, one is on its way.
+        if kernel == "forward":
+            return itemsize * size * (self.own_rows(size) + 2 * 2 * 128 // itemsize)
+        return itemsize * size * (2 * self.own_rows(size) + 2 * 2 * 32) + 2 * 2 * 32 * 4
 
 
 class _Problem:
@@ -166,4 +186,4 @@ def _mask(dropout, key):
     return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
 
 
-materialised, flash = Materialised(), Flash()
+materialised, flash, flash_tensor_core = Materialised(), Flash(), FlashTensorCore()

@@ -130,6 +130,8 @@ inline void ldmatrix_x2_trans(unsigned int (&r)[2], const void* row, cuda_cpu::S
     cuda_cpu::ldmatrix<2, true>(r, row, site);
 }
 
+inline float exp2_approx(float x) { return x < -126 ? 0 : exp2f(x); }
+
 inline void cp_async_16(void* shared, const void* global, int bytes = 16,
                         cuda_cpu::Site site = cuda_cpu::here()) {
     cuda_cpu::copy_later(shared, global, bytes, 16, site);
