@@ -82,7 +82,7 @@ class Call:
     function: FunctionType
     arguments: Mapping[str, Any]
 
-    def __call__(self, **changed: Any) -> Any:
+    def __call__(self, /, **changed: Any) -> Any:
         """Run it again, with some arguments changed."""
         code, arguments = self.function.__code__, {**self.arguments, **changed}
         positional = code.co_varnames[: code.co_argcount]
