@@ -58,7 +58,17 @@ def test_kernels_know_nothing_of_minift():
 
 
 def test_importing_minift_imports_neither_torch_nor_the_heavy_optional_packages():
-    heavy = ["torch", "transformers", "huggingface_hub", "tyro", "cupy", "matplotlib"]
+    heavy = [
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "tyro",
+        "cupy",
+        "matplotlib",
+        "textual",
+        "rich",
+        "debugpy",
+    ]
     script = f"import sys, minift; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
