@@ -165,7 +165,8 @@ class Stepper(App):
         _row(table, "dy", step.gradient)
         sent = zip(step.names, step.contributions, self.trace.goes_to(self.tape.number), strict=True)
         for name, contribution, target in sent:
-            to = f"step {target + 1}" if isinstance(target, int) else target
+            own = f"{step.module}.{name}"
+            to = f"step {target + 1}" if isinstance(target, int) else ".grad" if target == own else target
             _row(table, f"d{name}", contribution, f"→ {to}" if target is not None else "")
         return table
 

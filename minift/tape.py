@@ -10,6 +10,7 @@ A place is a step or a folded group. From a step one goes into its backward, who
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -134,7 +135,7 @@ class Tape:
 
 def _units(trace: Trace, numbers: range, depth: int, parent: Unit | None = None) -> list[Unit]:
     """The steps `numbers`, whose modules agree in their first `depth` parts, as units."""
-    parts = [trace[number].module.split(".") if trace[number].module else [] for number in numbers]
+    parts = [_parts(trace[number].module) for number in numbers]
     units, start = [], numbers.start
     for shared, steps in groupby(parts, key=lambda path: path[: depth + 1]):
         run = list(steps)
@@ -152,3 +153,8 @@ def _units(trace: Trace, numbers: range, depth: int, parent: Unit | None = None)
         group.children = _units(trace, steps_of_run, deeper, group)
         units.append(group)
     return units
+
+
+def _parts(path: str) -> list[str]:
+    """bert.encoder.layer.5 as bert, encoder, layer.5: a number belongs to the list that it counts."""
+    return re.split(r"\.(?!\d)", path) if path else []
