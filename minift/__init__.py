@@ -15,6 +15,7 @@ from minift.history import detect_anomaly, no_grad
 from minift.ledger import Ledger
 from minift.load import load
 from minift.losses import cross_entropy, mse_loss
+from minift.methods import apply_method
 from minift.models.bert import Bert, BertConfig
 from minift.optim import (
     AdamW,
@@ -46,6 +47,7 @@ __all__ = [
     "Tensor",
     "TextClassification",
     "TrainingConfig",
+    "apply_method",
     "batches",
     "clear_breakpoints",
     "clip_grad_norm_",

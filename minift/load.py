@@ -1,14 +1,16 @@
 """From a name to a model: find the checkpoint, build the modules, fill them, and account for every weight."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minift import checkpoint, hub
 from minift.device import array_library, check_precision
 from minift.errors import InputError
+from minift.methods import part, saved
 from minift.models import architecture_of
 from minift.models.architecture import Architecture, initialize
 from minift.nn import skip_init
@@ -49,6 +51,32 @@ def load(
     array_library(device)  # what is wrong with it is said before anything is read
     check_precision(precision, device)
     directory = hub.resolve(name)
+    description = saved.description_of(directory)
+    if description is not None:
+        return (
+            _load_part(directory, description, task, labels, max_length)
+            .to(dtype, device)
+            .compute_in(precision)
+            .train()
+        )
+    model, report = _load_whole(name, directory, task, labels, max_length)
+    body = f"{model.architecture.body_name}."
+    new_in_head = [key for key in report.initialized if not key.startswith(body)]
+    if new_in_head and labels is None and not new_head:
+        raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
+    if report.initialized or report.unused:
+        log.warning("%s: %s", name, report)
+    return model.to(dtype, device).compute_in(precision).train()
+
+
+def _load_whole(
+    name: str | Path,
+    directory: Path,
+    task: str | None,
+    labels: Sequence[str] | None,
+    max_length: int | None,
+) -> tuple[TaskModel, checkpoint.KeyReport]:
+    """The model of a directory that holds all its weights, but for a head that it may lack, and what was found."""
     source = str(directory / "config.json")
     config_json = checkpoint.read_config(directory)
     architecture = architecture_of(config_json, source)
@@ -64,12 +92,40 @@ def load(
     for setting in make.settings:
         setattr(model, setting, config_json.get(setting, getattr(model, setting)))
     report = fill(model, directory, config.initializer_range)
-    new_in_head = [key for key in report.initialized if not key.startswith(f"{architecture.body_name}.")]
-    if new_in_head and labels is None and not new_head:
-        raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
-    if report.initialized or report.unused:
-        log.warning("%s: %s", name, report)
-    return model.to(dtype, device).compute_in(precision).train()
+    model.source = str(Path(name).expanduser().resolve() if Path(name).expanduser().is_dir() else name)
+    model.drawn = tuple(report.initialized)
+    return model, report
+
+
+def _load_part(
+    directory: Path,
+    description: Mapping[str, Any],
+    task: str | None,
+    labels: Sequence[str] | None,
+    max_length: int | None,
+) -> TaskModel:
+    """The base model that a saved part names, with the part in its place."""
+    base = part.base_model(description, directory)
+    try:
+        base_directory = hub.resolve(base)
+    except InputError as error:
+        raise InputError(f"{directory}: its base model: {error}") from error
+    # minift writes a config.json beside the part; where another library did not, the part itself tells the labels.
+    if (directory / "config.json").exists():
+        config = checkpoint.read_json(directory / "config.json")
+    else:
+        config = {**checkpoint.read_config(base_directory), **saved.implied_config(description, directory)}
+    make = _task(task, config)
+    labels = _labels(make, labels, config, str(directory / "config.json"))
+    model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)
+    if (directory / "tokenizer.json").exists():
+        model.tokenizer = Tokenizer.from_directory(directory, max_length)
+    saved.read(model, description, directory)
+    return model
+
+
+def _name_of(make: type[TaskModel]) -> str:
+    return next(name for name, each in TASKS.items() if each is make)
 
 
 def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpoint.KeyReport:

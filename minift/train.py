@@ -16,7 +16,8 @@ from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
-from minift.optim import SCHEDULES, AdamW, decay_groups
+from minift.methods import apply_method, parse_options
+from minift.optim import SCHEDULES, AdamW
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
 
@@ -54,8 +55,10 @@ class TrainingConfig:
     """Gradients that are longer, all taken together, are shortened to this."""
     label_smoothing: float = 0.0
     """The share of each target that is spread over all classes."""
-    freeze_layers: int = 0
-    """Freeze the embeddings and this many of the lowest layers."""
+    method: str = "full"
+    """What is trained, and how: one of the methods of minift.methods.METHODS."""
+    method_options: tuple[str, ...] = ()
+    """The method's options, each as option=value, such as rank=8."""
     max_length: int | None = None
     """The longest text in tokens; longer ones are truncated, and counted. The model's own longest if not given."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -82,9 +85,9 @@ class TrainingConfig:
 def finetune(config: TrainingConfig) -> dict:
     """Fine-tune a checkpoint and write the directory `config.out`; returns what its metrics.json says.
 
-    The directory then holds a Hugging Face model, metrics.json (accuracy, loss, examples and seconds on the dev set,
-    before and after) and train_log.jsonl (one line a step). Raises InputError for whatever is wrong with files or
-    options, and when the loss stops being a number.
+    The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
+    examples and seconds on the dev set, before and after) and train_log.jsonl (one line a step). Raises InputError for
+    whatever is wrong with files or options, and when the loss stops being a number.
     """
     _check(config)
     random.manual_seed(config.seed)
@@ -107,9 +110,9 @@ def finetune(config: TrainingConfig) -> dict:
     if dev_set:
         # A label that training does not know is found now, not at the end.
         model.batches(dev_set, config.batch_size)
-    model.body.freeze(config.freeze_layers)
+    method = apply_method(model, config.method, **parse_options(config.method_options))
 
-    optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate)
+    optimizer = AdamW(method.parameter_groups(model, config.learning_rate, config.weight_decay))
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
@@ -130,6 +133,7 @@ def finetune(config: TrainingConfig) -> dict:
     ):
         while progress.step < total_steps:
             epoch, start = divmod(progress.step, steps_per_epoch)
+            method.start_epoch(model, epoch)
             for batch in model.batches(
                 train_set, config.batch_size, seed=config.seed, epoch=epoch, start=start
             ):
@@ -197,9 +201,7 @@ def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_befor
 
 def _options(config: TrainingConfig, train_set: Examples) -> dict:
     """What must be the same for a run to go on: all but where it is written and how often it is saved."""
-    options = {
-        name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-    }
+    options = json.loads(json.dumps(asdict(config), default=str))  # as it will be read back
     for name in ("out", "resume", "overwrite", "save_every"):
         del options[name]
     return {**options, "examples": len(train_set)}

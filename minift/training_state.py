@@ -46,7 +46,15 @@ def save(directory: Path, progress: Progress, options: dict, model: Module, opti
         if parameter in optimizer.state:
             tensors[f"first_moment.{name}"] = as_numpy(optimizer.state[parameter].first)
             tensors[f"second_moment.{name}"] = as_numpy(optimizer.state[parameter].second)
-    state = {"progress": asdict(progress), "options": options, "calls": random.default_generator.calls}
+    steps = {
+        name: optimizer.state[each].step for name, each in model.named_parameters() if each in optimizer.state
+    }
+    state = {
+        "progress": asdict(progress),
+        "options": options,
+        "calls": random.default_generator.calls,
+        "moment_steps": steps,
+    }
     checkpoint.write_tensors(directory / FILE, tensors, {"state": json.dumps(state)})
 
 
@@ -82,6 +90,6 @@ def restore(directory: Path, options: dict, model: Module, optimizer: AdamW) -> 
             moments = optimizer.moments(parameter)
             moments.first = library.array(tensors[f"first_moment.{name}"])
             moments.second = library.array(tensors[f"second_moment.{name}"])
-            moments.step = progress.step
+            moments.step = state["moment_steps"][name]
     random.default_generator.calls = state["calls"]
     return progress

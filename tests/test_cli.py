@@ -120,8 +120,9 @@ def test_pairs_of_texts(tiny, tmp_path, run):
     assert status == 0 and json.loads(printed)["examples"] == 24
 
 
-def test_freeze_layers_leaves_them_alone(tiny, tmp_path, run):
-    assert run(*finetune_options(tiny, tmp_path / "out", freeze_layers=1))[0] == 0
+def test_frozen_layers_are_left_alone(tiny, tmp_path, run):
+    options = finetune_options(tiny, tmp_path / "out", method="frozen", method_options="layers=1")
+    assert run(*options)[0] == 0
     before, after = (checkpoint.read_tensors(path) for path in (tiny / "model", tmp_path / "out"))
     changed = {name for name in before if (before[name] != after[name]).any()}
     assert changed and not any(

@@ -241,7 +241,7 @@ def test_unknown_and_missing_options(arguments, run, tmp_path, monkeypatch):
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"learning_rate": -1}, "learning_rate is -1.0, expected more than 0"),
         ({"learning_rate": "nan"}, "learning_rate is nan, expected more than 0"),
-        ({"freeze_layers": 3}, "cannot freeze 3 layers: the model has 2"),
+        ({"method": "frozen", "method_options": "layers=3"}, "cannot freeze 3 layers: the model has 2"),
         ({"max_length": 33}, "max_length is 33; .*config.json allows 32 tokens"),
         ({"max_length": 2}, "max_length 2 leaves no room for texts"),
     ],

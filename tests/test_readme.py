@@ -88,7 +88,7 @@ def test_options_named_in_the_text_exist(capsys):
     known = {option for words in COMMANDS for option in re.findall(r"--[\w-]+", help_of(words[1], capsys))}
     elsewhere = {"--no-deps"}  # pip's
     named = set(re.findall(r"`[^`\n]*?(--[\w-]+)", README))
-    assert "--freeze-layers" in named and named <= known | elsewhere
+    assert "--method" in named and named <= known | elsewhere
     assert re.search(r"`--resume`", README) and "--help" in README
 
 

@@ -183,7 +183,7 @@ def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"warmup": 1.5}, "warmup is 1.5, expected a share"),
-        ({"freeze_layers": 3}, "cannot freeze 3 layers: the model has 2"),
+        ({"method": "frozen", "method_options": ("layers=3",)}, "cannot freeze 3 layers: the model has 2"),
         ({"max_length": 99}, "max_length is 99; .* allows 32 tokens"),
         ({"max_length": 3}, "max_length 3 leaves no room"),
     ],
@@ -248,7 +248,7 @@ def kept_bytes_by_module(tensor) -> dict[str, int]:
 
 
 def test_a_frozen_run_leaves_the_frozen_weights_alone(tiny, tmp_path):
-    finetune(config(tiny, tmp_path / "out", freeze_layers=1))
+    finetune(config(tiny, tmp_path / "out", method="frozen", method_options=("layers=1",)))
     before, after = weights(tiny / "model"), weights(tmp_path / "out")
     for name in before:
         frozen = name.startswith(("bert.embeddings", "bert.encoder.layer.0"))

@@ -106,6 +106,10 @@ class Body(Module):
     layers: Sequence[Module] | ModuleList
     """The layers, the lowest first: an attribute, or a property where checkpoints have another name for them."""
 
+    soft_prompt: Callable[[Tensor, Batch], Tensor] | None = None
+    """Puts vectors in front of the words of each text of a batch that has room for them; set by prompt tuning
+    (Lester et al. 2021)."""
+
     def __init__(self, config: Any):
         self.config = config
 
@@ -127,13 +131,20 @@ class Body(Module):
         """What the first layer reads, (T, H): the words, and what the foundation adds to them, such as positions."""
         raise NotImplementedError
 
+    def read(self, batch: Batch) -> Tensor:
+        """What the first layer reads of a batch, (T, H)."""
+        words = self.words(batch)
+        if self.soft_prompt is not None:
+            words = self.soft_prompt(words, batch)
+        return self.embed(words, batch)
+
     def encode(self, x: Tensor, batch: Batch) -> Tensor:
         """All layers, and what stands above the last one: (T, H)."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> Tensor:
         """One vector for every token: (T, H)."""
-        return self.encode(self.embed(self.words(batch), batch), batch)
+        return self.encode(self.read(batch), batch)
 
     def freeze(self, layers: int) -> None:
         """Freeze the embeddings and the lowest `layers` layers. Raises InputError where there are fewer layers."""

@@ -226,7 +226,7 @@ class Bert(Body):
 
     def forward(self, batch: Batch, first_only: bool = False) -> Tensor:
         """One vector for every token (T, H), or only for the first token of each text (B, H)."""
-        return self.encode(self.embed(self.words(batch), batch), batch, first_only)
+        return self.encode(self.read(batch), batch, first_only)
 
     @property
     def foundation(self) -> list[Module]:

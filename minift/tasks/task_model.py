@@ -66,6 +66,12 @@ class TaskModel(Module):
         self.labels = None if labels is None else tuple(labels)
         self.label_smoothing = 0.0
         """The share of each target that is spread over all classes, in training."""
+        self.source = ""
+        """What the model was loaded from, under the name that `minift.load` was given; a directory in full."""
+        self.drawn: tuple[str, ...] = ()
+        """The parameters that it lacked, which were drawn anew; they belong to what must be trained and saved."""
+        self.method: Any = None
+        """How it is fine-tuned, a `minift.methods.Method`, once `minift.apply_method` has said so; None: in full."""
         setattr(self, architecture.body_name, architecture.body(config))
         architecture.heads[self.head].build(self, config, self.outputs)
 
@@ -86,6 +92,10 @@ class TaskModel(Module):
         return getattr(self, self.architecture.body_name)
 
     def answer(self, batch: Batch) -> Tensor:
+        """What the head says of a packed batch, by way of the method, if there is one."""
+        return self.plain_answer(batch) if self.method is None else self.method.answer(self, batch)
+
+    def plain_answer(self, batch: Batch) -> Tensor:
         """What the head says of a packed batch; in float32 where the model computes in bfloat16."""
         output = self.architecture.heads[self.head].forward(self, batch)
         return output.astype(np.float32) if output.dtype == COMPUTE_DTYPES["bf16"] else output
@@ -182,14 +192,25 @@ class TaskModel(Module):
     # ---- Saving ----------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Write a directory that `minift.load` and transformers' from_pretrained both read.
+        """Write a directory that `minift.load` reads: the whole model, or what its method trains, with the head.
 
         Every file appears whole or not at all. Raises InputError where the directory cannot be written.
         """
         directory = Path(directory)
         checkpoint.make_directory(directory)
+        if self.method is None:
+            self.save_whole(directory)
+        else:
+            self.method.save(self, directory)
+
+    def save_whole(self, directory: Path) -> None:
+        """Write the whole model into the directory, as transformers' from_pretrained reads it."""
         tensors = {name: parameter.numpy().astype(np.float32) for name, parameter in self.named_parameters()}
         checkpoint.write_tensors(directory / checkpoint.WEIGHTS, tensors)
+        self.save_description(directory)
+
+    def save_description(self, directory: Path) -> None:
+        """Write what the directory of a model, or of a part of one, holds beside weights: tokenizer and config.json."""
         self.tokenizer.save(directory)
         checkpoint.write_json(directory / "config.json", self.config_json())
 

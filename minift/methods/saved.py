@@ -1,0 +1,46 @@
+"""From a directory that holds what a method trained to the model: find out whose format it is, and fill the model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minift import checkpoint
+from minift.errors import InputError
+from minift.methods import METHODS, attach, make_method, part, peft
+from minift.tasks.task_model import TaskModel
+
+OF_PEFT = {each.peft_type: each for each in METHODS.values() if issubclass(each, peft.PeftMethod)}
+"""The methods by what PEFT calls them."""
+
+
+def description_of(directory: Path) -> dict[str, Any] | None:
+    """What a directory with a part of a model says of it; None where it holds no part."""
+    for name in (part.DESCRIPTION, peft.CONFIG):
+        if (directory / name).exists():
+            return checkpoint.read_json(directory / name)
+    return None
+
+
+def implied_config(description: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """What a config.json would say of a part that has none: its head, and the number of its labels."""
+    heads = dict(zip(peft.TASK_TYPES.values(), peft.TASK_TYPES, strict=True))
+    head = heads.get(description.get("task_type") or "")
+    config: dict[str, Any] = {"architectures": [f"For{head}"]} if head else {}
+    for key, shape in checkpoint.read_safetensors(directory / peft.WEIGHTS).shapes.items():
+        if key.endswith(("classifier.weight", "score.weight", "classifier.out_proj.weight")):
+            config["id2label"] = {str(index): f"LABEL_{index}" for index in range(shape[0])}
+    return config
+
+
+def read(model: TaskModel, description: Mapping[str, Any], directory: Path) -> None:
+    """Give the base model the method and the weights of the directory. Raises InputError where they do not fit it."""
+    if "peft_type" in description:
+        method = peft.read(OF_PEFT, description, directory)
+        weights, key_of = directory / peft.WEIGHTS, method.key_of
+    elif "method" in description:
+        method = make_method(description["method"], description.get("options", {}))
+        weights, key_of = directory / part.WEIGHTS, str
+    else:
+        raise InputError(f"{directory}: neither minift nor PEFT wrote this adapter_config.json")
+    attach(model, method)
+    part.read(model, weights, method.inserted(model), key_of)

@@ -1,0 +1,261 @@
+"""The methods: what each trains moves, what it freezes stays to the bit, and what it saves is all that is needed."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import make_model, rows
+
+import minift
+from minift import checkpoint
+from minift.methods import METHODS, make_method, parse_options
+from minift.methods.method import head_parameters
+from minift.train import TrainingConfig, finetune
+
+OPTIONS = {"frozen": {"layers": 1}, "prompt": {"tokens": 3}, "prefix": {"tokens": 3}, "lora": {"rank": 2}}
+TRAINED = {
+    "full": lambda name: True,
+    "frozen": lambda name: not name.startswith(("bert.embeddings", "bert.encoder.layer.0")),
+    "head": lambda name: name.startswith(("classifier", "bert.pooler")),
+    "ulmfit": lambda name: True,
+    "bitfit": lambda name: name.startswith("classifier") or name.endswith("bias"),
+    "lora": lambda name: name.startswith("classifier") or "lora_" in name,
+    "ia3": lambda name: name.startswith("classifier") or "ia3_l" in name,
+    "prompt": lambda name: name.startswith("classifier") or "prompt_embeddings" in name,
+    "prefix": lambda name: name.startswith("classifier") or "prompt_embeddings" in name,
+}
+"""Which parameters a method trains in the end."""
+NEVER_MOVES = "attention.self.key.bias"
+"""The softmax over keys does not see what is the same for all of them, so its gradient is rounding."""
+
+TEXTS, LABELS = zip(*rows(8, seed=4), strict=True)
+
+
+@pytest.fixture
+def model(tiny):
+    minift.manual_seed(0)
+    return minift.load(tiny / "model")
+
+
+def train(model, method, steps=3, learning_rate=1e-2):
+    """A few steps on one batch, as the loop takes them; each step is an epoch. Returns the optimizer."""
+    optimizer = minift.AdamW(method.parameter_groups(model, learning_rate, 0.01))
+    for epoch in range(steps):
+        method.start_epoch(model, epoch)
+        minift.cross_entropy(model(list(TEXTS)), LABELS).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def values(model) -> dict[str, np.ndarray]:
+    return {name: each.data.copy() for name, each in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_it_trains_moves_and_the_rest_does_not(model, name):
+    method = minift.apply_method(model, name, **OPTIONS.get(name, {}))
+    before = values(model)
+    optimizer = train(model, method, steps=5)
+    for path, parameter in model.named_parameters():
+        if TRAINED[name](path):
+            assert (parameter.data != before[path]).any() or NEVER_MOVES in path, f"{path} did not move"
+            assert parameter in optimizer.state
+        else:
+            np.testing.assert_array_equal(parameter.data, before[path], err_msg=path)
+            assert parameter not in optimizer.state and parameter.grad is None, path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_it_saves_is_the_trained_model(model, tmp_path, name):
+    method = minift.apply_method(model, name, **OPTIONS.get(name, {}))
+    train(model, method)
+    model.save(tmp_path / "part")
+    loaded = minift.load(tmp_path / "part")
+    assert loaded.training and loaded.labels == model.labels
+    np.testing.assert_array_equal(loaded.eval()(list(TEXTS)).data, model.eval()(list(TEXTS)).data)
+    if name in ("full", "frozen", "ulmfit"):
+        assert loaded.method is None
+    else:
+        assert loaded.method == method or name in ("lora", "ia3", "prompt", "prefix")
+        trained = {path for path, each in loaded.named_parameters() if each.requires_grad}
+        assert trained == {path for path, _ in loaded.named_parameters() if TRAINED[name](path)}
+        loaded.save(tmp_path / "again")
+        for file in tmp_path.glob("part/*.safetensors"):
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+            assert file.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, name, monkeypatch):
+    options = tuple(f"{option}={value}" for option, value in OPTIONS.get(name, {}).items())
+    whole = {
+        "model": str(tiny / "model"), "train": tiny / "train.tsv", "epochs": 3, "batch_size": 20,
+        "learning_rate": 3e-3, "save_every": 1, "method": name, "method_options": options,
+    }  # fmt: skip
+    finetune(TrainingConfig(out=tmp_path / "whole", **whole))
+    calls = iter(range(1, 100))
+    real = minift.train.clip_grad_norm_
+
+    def interrupted(*arguments):
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(minift.train, "clip_grad_norm_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(TrainingConfig(out=tmp_path / "parts", **whole))
+    finetune(TrainingConfig(out=tmp_path / "parts", resume=True, **whole))
+    for file in tmp_path.glob("whole/*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes()
+
+
+# ---- Choosing one ----
+
+
+def test_options_are_read_as_their_types():
+    method = make_method("lora", parse_options(["rank=4", "alpha=2.5", "targets=query,key", "rslora=true"]))
+    assert method == METHODS["lora"](rank=4, alpha=2.5, targets=("query", "key"), rslora=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lore", [], "there is no method 'lore'; the methods are full, frozen, head, ulmfit, bitfit, lora"),
+        ("lora", ["rnk=4"], "method lora has no option 'rnk'; its options are rank, alpha, dropout, targets"),
+        ("full", ["rank=4"], "method full has no option 'rank'; it has no options"),
+        ("frozen", [], "method frozen needs layers, such as layers=2"),
+        ("frozen", ["layers=two"], "method frozen: layers is 'two', expected int"),
+        ("frozen", ["layers=3"], "cannot freeze 3 layers: the model has 2"),
+        ("frozen", ["layers"], "method option 'layers': expected option=value"),
+        ("ulmfit", ["gradual=perhaps"], "method ulmfit: gradual is 'perhaps', expected true or false"),
+        ("ulmfit", ["ratio=0"], "method ulmfit: ratio is 0.0, expected more than 0"),
+        ("lora", ["rank=0"], "method lora: rank is 0, expected 1 or more"),
+        (
+            "lora",
+            ["targets=q_proj"],
+            "method lora: target 'q_proj' matches no linear layer; there are attention.output.dense, "
+            "attention.self.key, attention.self.query, attention.self.value, intermediate.dense, output.dense",
+        ),
+        ("lora", ["targets=[query"], r"method lora: target '\[query' is no regular expression"),
+        ("prompt", ["tokens=0"], "method prompt: tokens is 0, expected 1 or more"),
+        ("prefix", ["tokens=30"], "method prefix: 30 tokens leave 2 of 32 for a text"),
+    ],
+)
+def test_methods_and_options_that_do_not_exist(model, name, options, message):
+    with pytest.raises(minift.InputError, match=message) as caught:
+        minift.apply_method(model, name, **parse_options(options))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_has_one_method(model):
+    minift.apply_method(model, "bitfit")
+    with pytest.raises(minift.InputError, match="already has the method bitfit"):
+        minift.apply_method(model, "lora")
+
+
+# ---- The head ----
+
+
+def test_a_part_without_its_head_is_not_written(model, tmp_path, monkeypatch):
+    minift.apply_method(model, "lora")
+    monkeypatch.setattr("minift.methods.peft.head_parameters", lambda model: {})
+    with pytest.raises(minift.InputError, match=r"not written: classifier.weight, classifier.bias would be"):
+        model.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_trained_besides_is_not_lost_in_silence(model, tmp_path):
+    minift.apply_method(model, "lora")
+    model.bert.pooler.requires_grad_(True)
+    with pytest.raises(minift.InputError, match=r"not written: bert.pooler.dense.weight, .* would be lost"):
+        model.save(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lora", "bitfit", "prompt"])
+def test_a_part_without_its_head_is_not_loaded(model, tmp_path, name):
+    minift.apply_method(model, name)
+    model.save(tmp_path)
+    [path] = tmp_path.glob("*.safetensors")
+    tensors = checkpoint.read_safetensors(path)
+    checkpoint.write_tensors(path, {k: np.array(v) for k, v in tensors.items() if "classifier" not in k})
+    with pytest.raises(
+        minift.InputError, match=r"classifier.weight, .*missing; was it saved without its head"
+    ):
+        minift.load(tmp_path)
+
+
+def test_what_the_base_model_lacked_is_trained_and_saved_with_the_head(tiny, tmp_path):
+    minift.load(tiny / "model").save(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = checkpoint.read_safetensors(path)
+    checkpoint.write_tensors(path, {k: np.array(v) for k, v in tensors.items() if "pooler" not in k})
+    model = minift.load(tmp_path / "base")
+    minift.apply_method(model, "lora")
+    assert (
+        "bert.pooler.dense.weight" in head_parameters(model) and model.bert.pooler.dense.weight.requires_grad
+    )
+    model.save(tmp_path / "part")
+    minift.manual_seed(99)
+    loaded = minift.load(tmp_path / "part").eval()
+    np.testing.assert_array_equal(loaded(list(TEXTS)).data, model.eval()(list(TEXTS)).data)
+    config = json.loads((tmp_path / "part" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
+
+
+# ---- Another base model ----
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_parts_for_another_base_model(model, tiny, tmp_path):
+    minift.apply_method(model, "lora", rank=2)
+    model.save(tmp_path / "part")
+    config = tmp_path / "part" / "adapter_config.json"
+
+    wider = make_model(tmp_path / "words", minift.BertConfig(**{**vars(model.config), "hidden_size": 36}))
+    wider.save(tmp_path / "wider")
+    edit(config, base_model_name_or_path=str(tmp_path / "wider"))
+    with pytest.raises(
+        minift.InputError, match=r"lora_A.weight' has shape \(2, 24\), the model expects \(2, 36\)"
+    ):
+        minift.load(tmp_path / "part")
+
+    lower = make_model(
+        tmp_path / "words", minift.BertConfig(**{**vars(model.config), "num_hidden_layers": 1})
+    )
+    lower.save(tmp_path / "lower")
+    edit(config, base_model_name_or_path=str(tmp_path / "lower"))
+    with pytest.raises(minift.InputError, match=r"target '.*layer.1.attention.self.query' matches no linear"):
+        minift.load(tmp_path / "part")
+
+    edit(config, base_model_name_or_path="no such model")
+    with pytest.raises(
+        minift.InputError, match="part: its base model: no such model: there is no such directory"
+    ):
+        minift.load(tmp_path / "part")
+    edit(config, base_model_name_or_path=None)
+    with pytest.raises(minift.InputError, match="base_model_name_or_path missing"):
+        minift.load(tmp_path / "part")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"peft_type": "LOHA"},
+            "peft_type is 'LOHA', expected one of LORA, IA3, PREFIX_TUNING, PROMPT_TUNING",
+        ),
+        ({"use_dora": True}, "use_dora is True, which minift does not have"),
+        ({"r": "many"}, "cannot be understood"),
+    ],
+)
+def test_parts_that_minift_cannot_have(model, tmp_path, changes, message):
+    minift.apply_method(model, "lora")
+    model.save(tmp_path)
+    edit(tmp_path / "adapter_config.json", **changes)
+    with pytest.raises(minift.InputError, match=message):
+        minift.load(tmp_path)
