@@ -114,7 +114,7 @@ def _load_part(
     if (directory / "config.json").exists():
         config = checkpoint.read_json(directory / "config.json")
     else:
-        config = {**checkpoint.read_config(base_directory), **saved.implied_config(description, directory)}
+        config = saved.implied_config(description, directory, checkpoint.read_config(base_directory))
     make = _task(task, config)
     labels = _labels(make, labels, config, str(directory / "config.json"))
     model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)

@@ -65,22 +65,26 @@ def read(
     """
     tensors = checkpoint.read_safetensors(path, np.float32)
     parameters = dict(model.named_parameters())
+    # Where PEFT wraps a layer, it calls the layer's own weights those of its base_layer.
+    stored_as = {key.replace(".base_layer.", "."): key for key in tensors}
     report = checkpoint.match_keys(
-        tensors.shapes, {key_of(name): each.shape for name, each in parameters.items()}, path
+        {key: tensors.shapes[stored] for key, stored in stored_as.items()},
+        {key_of(name): each.shape for name, each in parameters.items()},
+        path,
     )
     if report.unused:
         raise InputError(
             f"{path}: made for another base model: {report.unused[0]} has no place in {model.source}"
         )
     name_of = {key_of(name): name for name in parameters}
-    missing = [name for name in [*inserted, *head_parameters(model)] if key_of(name) not in tensors]
+    missing = [name for name in [*inserted, *head_parameters(model)] if key_of(name) not in stored_as]
     if missing:
         raise InputError(f"{path}: {', '.join(map(key_of, missing))} missing; was it saved without its head?")
     for parameter in parameters.values():
         parameter.requires_grad = False
     for key in report.loaded:
         parameter = parameters[name_of[key]]
-        parameter.data = np.array(tensors[key]).astype(parameter.dtype, copy=False)
+        parameter.data = np.array(tensors[stored_as[key]]).astype(parameter.dtype, copy=False)
         parameter.requires_grad = True
 
 

@@ -21,13 +21,20 @@ def description_of(directory: Path) -> dict[str, Any] | None:
     return None
 
 
-def implied_config(description: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """What a config.json would say of a part that has none: its head, and the number of its labels."""
-    heads = dict(zip(peft.TASK_TYPES.values(), peft.TASK_TYPES, strict=True))
-    head = heads.get(description.get("task_type") or "")
-    config: dict[str, Any] = {"architectures": [f"For{head}"]} if head else {}
+def implied_config(
+    description: Mapping[str, Any], directory: Path, base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a config.json would say of a part that has none: its head, and its labels.
+
+    The labels are those of the base model's config.json, where it has as many; otherwise they are numbers.
+    """
+    config = dict(base)
+    for head, task_type in peft.TASK_TYPES.items():
+        if description.get("task_type") == task_type:
+            config["architectures"] = [f"For{head}"]
     for key, shape in checkpoint.read_safetensors(directory / peft.WEIGHTS).shapes.items():
-        if key.endswith(("classifier.weight", "score.weight", "classifier.out_proj.weight")):
+        is_classifier = key.endswith(("classifier.weight", "score.weight", "classifier.out_proj.weight"))
+        if is_classifier and len(config.get("id2label") or ()) != shape[0]:
             config["id2label"] = {str(index): f"LABEL_{index}" for index in range(shape[0])}
     return config
 
