@@ -115,7 +115,7 @@ def _load_part(
         config = checkpoint.read_json(directory / "config.json")
     else:
         config = saved.implied_config(description, directory, checkpoint.read_config(base_directory))
-    make = _task(task, config)
+    make = _task(task, config, architecture_of(config, str(base_directory)))
     labels = _labels(make, labels, config, str(directory / "config.json"))
     model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)
     if (directory / "tokenizer.json").exists():

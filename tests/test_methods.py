@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, name, monkeypatc
     }  # fmt: skip
     finetune(TrainingConfig(out=tmp_path / "whole", **whole))
     calls = iter(range(1, 100))
-    real = minift.train.clip_grad_norm_
+    real = minift.AdamW.step
 
     def interrupted(*arguments):
         if next(calls) == 6:
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, name, monkeypatc
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(minift.train, "clip_grad_norm_", interrupted)
+        patch.setattr(minift.AdamW, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(TrainingConfig(out=tmp_path / "parts", **whole))
     finetune(TrainingConfig(out=tmp_path / "parts", resume=True, **whole))
