@@ -15,9 +15,12 @@ from minift.data import Columns
 from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
+from minift.generation import Sampling
 from minift.info import info
 from minift.load import load
+from minift.pretrain import PretrainingConfig, pretrain
 from minift.tasks.text_classification import TextClassification
+from minift.tasks.text_generation import TextGeneration
 from minift.trace_page import write_trace
 from minift.train import METRICS, TrainingConfig, finetune
 
@@ -90,6 +93,26 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Generate:
+    """Let a causal language model go on with a text."""
+
+    directory: tyro.conf.Positional[str]
+    """What `minift pretrain`, `minift finetune` or transformers wrote."""
+    prompt: str
+    """The beginning of the text."""
+    max_new_tokens: int = 100
+    """The longest continuation in tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token at every step; 1 draws as the model says."""
+    top_k: int | None = None
+    """Draw among this many of the likeliest tokens."""
+    top_p: float | None = None
+    """Draw among the fewest tokens that together have this probability."""
+    seed: int = 0
+    """Decides what is drawn."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what this machine runs minift with."""
 
@@ -105,6 +128,11 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Trace, tyro.conf.subcommand("trace")]
+    | Annotated[
+        PretrainingConfig,
+        tyro.conf.subcommand("pretrain", description="Train a new language model on plain text."),
+    ]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -203,6 +231,22 @@ def run_trace(options: Trace) -> None:
     print(f"wrote {options.out}")
 
 
+def run_pretrain(config: PretrainingConfig) -> None:
+    metrics = pretrain(config)
+    for name in ("before", "after"):
+        if metrics[name]:
+            print(f"{name:6}  {in_words(metrics[name])}")
+    print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
+
+
+def run_generate(options: Generate) -> None:
+    model = load(options.directory, "text-generation")
+    assert isinstance(model, TextGeneration)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    [text] = model.generate([options.prompt], options.max_new_tokens, sampling)
+    print(options.prompt + text)
+
+
 def run_info(options: Info) -> None:
     facts = info()
     if options.json:
@@ -220,5 +264,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     Evaluate: run_evaluate,
     Predict: run_predict,
     Trace: run_trace,
+    PretrainingConfig: run_pretrain,
+    Generate: run_generate,
     Info: run_info,
 }

@@ -109,6 +109,13 @@ def label_indices(
 
     Raises InputError for a name without a class, and for an index outside 0 .. classes - 1.
     """
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
+        wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
+        if wrong.any():
+            raise InputError(
+                f"there is no label {targets[wrong][0]}; the model's labels are 0 to {classes - 1}"
+            )
+        return targets.astype(np.int64, copy=False).reshape(-1)
     names = {name: index for index, name in enumerate(labels or ())}
     indices = []
     for target in [targets] if isinstance(targets, str | int | np.integer) else list(targets):

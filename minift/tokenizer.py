@@ -152,7 +152,30 @@ class Tokenizer:
             raise InputError(f"{self.source}: this tokenizer finds no token in the text 'a'")
         return Template(around, types)
 
+    def pieces(self, text: str) -> list[int]:
+        """The whole text without special tokens."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    @property
+    def before_text(self) -> list[int]:
+        """The special tokens in front of a text, such as [CLS]."""
+        return [token for token, _ in self._templates[1].around[0]]
+
+    @property
+    def after_text(self) -> list[int]:
+        """The special tokens behind a text, such as [SEP]."""
+        return [token for token, _ in self._templates[1].around[1]]
+
     # ---- Ids to text, and the vocabulary ----
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text behind the ids, without special tokens."""
+        return self.backend.decode([int(token) for token in ids], skip_special_tokens=True)
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token by its name in tokenizer_config.json, such as mask_token; None if there is none."""
+        token = self.config.get(name, BERT_SPECIAL_TOKENS.get(name))
+        return None if token is None else self.backend.token_to_id(_content(token))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The tokens behind the ids: [101, 2204, 102] is ["[CLS]", "good", "[SEP]"]."""

@@ -107,7 +107,7 @@ def finetune(config: TrainingConfig) -> dict:
     )
     model.label_smoothing = config.label_smoothing
     model.prepare(train_set)
-    if dev_set:
+    if dev_set is not None:
         # A label that training does not know is found now, not at the end.
         model.batches(dev_set, config.batch_size)
     method = apply_method(model, config.method, **parse_options(config.method_options))
@@ -124,7 +124,7 @@ def finetune(config: TrainingConfig) -> dict:
         (config.out / METRICS).unlink(missing_ok=True)
         training_state.forget(config.out)
         progress = training_state.Progress()
-        progress.before = evaluate(model, dev_set, config.batch_size) if dev_set else None
+        progress.before = evaluate(model, dev_set, config.batch_size) if dev_set is not None else None
     schedule.set_step(progress.step)
 
     with (
@@ -177,7 +177,7 @@ def finetune(config: TrainingConfig) -> dict:
     model.save(config.out)
     metrics = {
         "before": progress.before,
-        "after": evaluate(model, dev_set, config.batch_size) if dev_set else None,
+        "after": evaluate(model, dev_set, config.batch_size) if dev_set is not None else None,
         "steps": progress.step,
         "tokens": progress.tokens,
         "truncated": progress.truncated,

@@ -1,13 +1,17 @@
 """The tasks: one file each, and one line in this table."""
 
+from minift.tasks.fill_mask import FillMask
 from minift.tasks.multi_label import MultiLabelClassification
 from minift.tasks.task_model import TaskModel
 from minift.tasks.text_classification import TextClassification
+from minift.tasks.text_generation import TextGeneration
 from minift.tasks.text_regression import TextRegression
 
 TASKS: dict[str, type[TaskModel]] = {
     "text-classification": TextClassification,
     "multi-label": MultiLabelClassification,
     "text-regression": TextRegression,
+    "fill-mask": FillMask,
+    "text-generation": TextGeneration,
 }
 """Every task by the name that `--task` takes."""

@@ -1,0 +1,223 @@
+"""Language models: plain text in blocks, masks, pre-training from nothing, and generation with a cache and without."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from tiny import rows, write_tsv
+
+import minift
+from minift import checkpoint
+from minift.cli import main
+from minift.generation import Sampling
+from minift.models import MODELS
+from minift.models.architecture import initialize
+from minift.pretrain import PretrainingConfig, learn_tokenizer, new_shape
+from minift.tasks import TASKS
+from minift.tasks.documents import Documents
+
+TEXT = "the cat sat on the mat. a dog ate the cat's food! who let it in?\n" * 3
+SIZE = dict(layers=2, heads=2, width=16, context=24, tokens="characters")
+
+
+def make(family: str, tmp_path, **change):
+    """A model with random weights, larger than a new model's, so that differences show."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    config = PretrainingConfig(path, tmp_path / "out", family=family, **(SIZE | change))
+    minift.manual_seed(1)
+    tokenizer = learn_tokenizer([TEXT], config)
+    task = TASKS["fill-mask" if family == "bert" else "text-generation"]
+    model = task(MODELS[family], new_shape(config, tokenizer), None, tokenizer)
+    initialize(dict(model.named_parameters()), 0.3)
+    return model
+
+
+decoders = pytest.mark.parametrize("family", ["gpt2", "llama"])
+
+
+# ---- Generation ----
+
+PROMPTS = ["the c", "a", "who let i"]
+
+
+@decoders
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_with_and_without_the_cache_the_same_tokens(family, temperature, tmp_path):
+    model = make(family, tmp_path)
+    sampling = Sampling(temperature, seed=3)
+    together = model.generate(PROMPTS, 12, sampling)
+    assert together == model.generate(PROMPTS, 12, sampling, use_cache=False)
+    assert len(set(together)) == 3 and all(0 < len(text) <= 12 for text in together)
+    if temperature == 0:
+        assert together == [model.generate([prompt], 12)[0] for prompt in PROMPTS]
+    else:
+        assert together != model.generate(PROMPTS, 12, Sampling(temperature, seed=4))
+
+
+def test_it_stops_at_the_end_of_text_and_where_positions_end(tmp_path):
+    model = make("gpt2", tmp_path)
+    model.lm_head.weight.data = np.zeros_like(model.lm_head.weight.data)  # all alike: token 0, the end, wins
+    assert model.end_of_text == 0 and model.generate(["the"], 50) == [""]
+    minift.manual_seed(1)
+    initialize(dict(model.named_parameters()), 0.3)
+    longest = model.config.longest_text
+    ids = model.tokenizer.pieces(TEXT)[: longest - 2]
+    written = minift.generation.generate(model, [ids], 50, Sampling(), stop=None)
+    assert len(written[0]) == 2
+
+
+def test_a_prompt_at_the_maximum_length_is_one_clear_error(tmp_path, capsys):
+    model = make("gpt2", tmp_path)
+    model.save(tmp_path / "model")
+    assert main(["generate", str(tmp_path / "model"), "--prompt", TEXT[:24]]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "minift: the prompt has 24 tokens; expected 1 to 23, since the model has positions for 24 "
+        "and one must be left to write\n"
+    )
+    assert main(["generate", str(tmp_path / "model"), "--prompt", TEXT[:23]]) == 0
+    assert capsys.readouterr().out.startswith(TEXT[:23])
+
+
+def test_what_is_drawn_from():
+    logits = np.log([[0.5, 0.1, 0.3, 0.1]])
+    np.testing.assert_allclose(Sampling(1.0).probabilities(logits), [[0.5, 0.1, 0.3, 0.1]])
+    np.testing.assert_allclose(Sampling(1.0, top_k=2).probabilities(logits), [[0.625, 0, 0.375, 0]])
+    np.testing.assert_allclose(Sampling(1.0, top_p=0.6).probabilities(logits), [[0.625, 0, 0.375, 0]])
+    np.testing.assert_allclose(Sampling(1.0, top_p=0.4).probabilities(logits), [[1, 0, 0, 0]])
+    squares = np.array([0.25, 0.01, 0.09, 0.01])
+    np.testing.assert_allclose(Sampling(0.5).probabilities(logits)[0], squares / squares.sum())
+    generator = np.random.default_rng(0)
+    drawn = [int(Sampling(1.0).choose(logits, generator)[0]) for _ in range(2000)]
+    np.testing.assert_allclose(np.bincount(drawn) / 2000, [0.5, 0.1, 0.3, 0.1], atol=0.03)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_sampling_out_of_range(wrong):
+    [(name, value)] = wrong.items()
+    with pytest.raises(minift.InputError, match=f"{name} is {value}, expected"):
+        Sampling(**wrong)
+
+
+# ---- Plain text ----
+
+
+def write_documents(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@decoders
+def test_every_token_is_foretold_once_from_its_own_document_alone(family, tmp_path):
+    model = make(family, tmp_path)
+    texts = ["the cat sat on the mat. the dog ate", "a", "who let it in?"]  # 35 characters, 1 and 14
+    documents = Documents(write_documents(tmp_path / "texts.jsonl", texts))
+    [batch] = model.batches(documents, 8)
+    end = model.end_of_text
+    assert len(documents) == 4 and np.diff(batch.offsets).tolist() == [24, 11, 1, 14]
+    ids = [[*model.tokenizer.pieces(text), end] for text in texts]
+    assert batch.labels.tolist() == [token for document in ids for token in document[1:]]
+    metrics = minift.evaluate(model, documents, batch_size=3)
+    losses = []
+    with minift.no_grad():
+        for start, stop in batch.segments:
+            one = model.pack([np.append(batch.ids[start:stop], batch.labels[stop - 1])], [0])
+            losses.append(model.loss(model.eval()(one), one).item() * (stop - start))
+    assert metrics["loss"] == pytest.approx(sum(losses) / batch.tokens, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]), rel=1e-5)
+
+
+def test_only_the_rows_with_labels_are_computed(tmp_path):
+    model = make("gpt2", tmp_path).eval()
+    documents = Documents(write_documents(tmp_path / "texts.jsonl", ["the cat", "a dog"]))
+    [batch] = model.batches(documents, 2)
+    whole = model(batch).numpy()
+    batch.labels[::2] = -100
+    np.testing.assert_allclose(model(batch).numpy(), whole[1::2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", ["", " \n\n"])
+def test_a_file_without_text(content, tmp_path):
+    (tmp_path / "empty.txt").write_text(content)
+    with pytest.raises(minift.InputError, match=r"empty.txt: there is no text in it"):
+        Documents(tmp_path / "empty.txt")
+
+
+# ---- Masks ----
+
+
+def test_masks_are_drawn_anew_each_epoch_and_follow_from_the_seed(tmp_path):
+    model = make("bert", tmp_path)
+    (tmp_path / "long.txt").write_text(TEXT * 100)
+    documents = Documents(tmp_path / "long.txt")
+
+    def epoch(seed, number, start=0):
+        return list(model.batches(documents, 50, seed=seed, epoch=number, start=start))
+
+    first = epoch(0, 0)
+    for one, other in zip(first, epoch(0, 0), strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_array_equal(epoch(0, 0, start=2)[0].ids, first[2].ids)
+    order = (
+        np.argsort(minift.data.shuffled(len(documents), 0, 0)),
+        np.argsort(minift.data.shuffled(len(documents), 0, 1)),
+    )
+
+    def masked_of_first_block(batches, place):
+        texts = [batch.labels[start:end] for batch in batches for start, end in batch.segments]
+        return (texts[place] != -100).tolist()
+
+    assert masked_of_first_block(first, order[0][0]) != masked_of_first_block(epoch(0, 1), order[1][0])
+
+    ids, labels = (np.concatenate([getattr(batch, name) for batch in first]) for name in ("ids", "labels"))
+    asked = labels != -100
+    special = np.isin(np.where(asked, labels, ids), model.special_ids)
+    assert not (asked & special).any() and special.sum() == 2 * len(documents)
+    assert asked.sum() / (~special).sum() == pytest.approx(0.15, abs=0.01)
+    masked, kept = ids[asked] == model.mask, ids[asked] == labels[asked]
+    assert masked.mean() == pytest.approx(0.8, abs=0.02)
+    assert kept.mean() == pytest.approx(0.1 + 0.1 / 25, abs=0.02)  # another word may be the same by chance
+
+
+def test_fillings_come_for_every_mask(tmp_path):
+    model = make("bert", tmp_path)
+    one, two = model.predict(["the [MASK]at", "[MASK] do[MASK]"], batch_size=2)
+    assert len(one.words) == 1 and len(two.words) == 2
+    assert one == model.predict("the [MASK]at")[0]
+    assert list(one.words[0].values()) == sorted(one.words[0].values(), reverse=True)
+    with pytest.raises(minift.InputError, match=r"there is no \[MASK\] in the text 'the cat'"):
+        model.predict(["the cat"])
+
+
+# ---- From nothing ----
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("tokens", ["characters", "subwords"])
+def test_pretraining_learns_and_leaves_a_checkpoint(family, tokens, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT * 4)
+    out = tmp_path / "out"
+    shape = "--layers 1 --heads 2 --width 16 --context 24 --vocab-size 300 --epochs 40 --learning-rate 1e-2".split()
+    paths = ["--train", str(tmp_path / "text.txt"), "--dev", str(tmp_path / "text.txt"), "--out", str(out)]
+    assert main(["pretrain", *paths, "--family", family, "--tokens", tokens, *shape]) == 0
+    metrics = checkpoint.read_json(out / "metrics.json")
+    assert metrics["before"]["loss"] > 2.9 and metrics["after"]["loss"] < 0.8 * metrics["before"]["loss"]
+    capsys.readouterr()
+    if family == "bert":
+        assert main(["predict", str(out), "--text", "the cat [MASK] on"]) == 0
+    else:
+        assert main(["generate", str(out), "--prompt", "the c", "--max-new-tokens", "5"]) == 0
+        assert capsys.readouterr().out.startswith("the c")
+    train = write_tsv(tmp_path / "train.tsv", rows(8, seed=0))
+    more = ["--train", str(train), "--out", str(tmp_path / "more"), "--max-length", "16", "--epochs", "1"]
+    assert main(["finetune", "--model", str(out), *more]) == 0
+
+
+def test_shapes_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
+    paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    assert main(["pretrain", *paths, "--width", "10"]) == 2
+    assert capsys.readouterr().err == "minift: width 10 is no multiple of heads 4\n"
