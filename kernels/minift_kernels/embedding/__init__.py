@@ -1,7 +1,7 @@
 """Embedding: row ids[t] of a table for every token. Forward gathers, backward adds up where rows came from.
 
     reference       fancy indexing and add.at
-    numba_cpu       columns shared among the threads, no two write to one place
+    numba_cpu       rows of the table shared among the threads, no two write to one place
     numba_cuda      a block a token, and atomics where two add to one row, in Python
     cuda_c_atomic   the same in CUDA C, with 16-byte loads: last digits change from run to run
     cuda_c_sorted   tokens in the order of their ids, each row added up in one fixed order

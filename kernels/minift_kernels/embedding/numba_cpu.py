@@ -1,5 +1,5 @@
-"""Rung 2, compiled loops. Each thread adds up its own columns of all tokens: no two threads ever write to one
-place, and every sum is taken in the order of the tokens."""
+"""Rung 2, compiled loops. Each thread zeroes its own rows of the table and adds up the tokens that belong
+there: no two threads ever write to one place, and every sum is taken in the order of the tokens."""
 
 import numpy as np
 from numba import prange
@@ -14,16 +14,18 @@ forward = reference.forward
 
 def backward(dy, ids, rows):
     check_indices("embedding row", ids, rows)
-    dtable = np.zeros((rows, dy.shape[1]), np.float32)
+    dtable = np.empty((rows, dy.shape[1]), np.float32)
     _backward(contiguous(dy), contiguous(ids.astype(np.int64, copy=False), np.int64), dtable, thread_count())
     return dtable
 
 
 @compiled
 def _backward(dy, ids, dtable, threads):
-    columns = dy.shape[1]
+    rows = len(dtable)
     for part in prange(threads):
-        left, right = columns * part // threads, columns * (part + 1) // threads
+        top, bottom = rows * part // threads, rows * (part + 1) // threads
+        dtable[top:bottom] = 0
         for t in range(len(ids)):
-            for c in range(left, right):
-                dtable[ids[t], c] += dy[t, c]
+            if top <= ids[t] < bottom:
+                for c in range(dy.shape[1]):
+                    dtable[ids[t], c] += dy[t, c]
