@@ -184,7 +184,7 @@ class _Kernel:
 FUNCTIONS = """
     empty empty_like zeros zeros_like ones ones_like full full_like arange ascontiguousarray broadcast_to expand_dims
     concatenate stack where choose exp log sqrt tanh square abs maximum minimum isfinite isnan isneginf matmul
-    cumsum repeat searchsorted argmax max sum prod clip logical_and
+    argsort cumsum repeat searchsorted argmax max sum prod clip logical_and
 """.split()
 
 CONSTANTS = (

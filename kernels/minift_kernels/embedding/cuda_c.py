@@ -69,9 +69,8 @@ atomic, sorted_ = Atomic(), Sorted()
 
 
 def checked_ids(ids, rows):
-    """The ids as int64. Wrong ones are found in NumPy arrays; a GPU's answer to them is in embedding.cu."""
-    if isinstance(ids, np.ndarray):
-        check_indices("embedding row", ids, rows)
+    """The ids as int64. A GPU's are not looked at; its answer to wrong ones is in embedding.cu."""
+    check_indices("embedding row", ids, rows)
     return gpu.contiguous(ids.astype(np.int64, copy=False))
 
 
