@@ -19,6 +19,12 @@
 
 constexpr int WARP = 32;
 
+/// x + residual at one place; there may be no residual.
+template <class T>
+__device__ __forceinline__ float sum_at(const T* x, const T* residual, long long i) {
+    return to_float(x[i]) + (residual ? to_float(residual[i]) : 0.0f);
+}
+
 // -- naive: a thread a row ----------------------------------------------------------------------------------
 
 template <class T>
@@ -29,22 +35,21 @@ __global__ void layer_norm_naive_forward(const T* x, const T* residual, const fl
     if (row >= rows) return;
     const long long begin = row * columns;
     float mean = 0.0f, variance = 0.0f;
-    for (int c = 0; c < columns; c++)
-        mean += to_float(x[begin + c]) + (residual ? to_float(residual[begin + c]) : 0.0f);
+    for (int c = 0; c < columns; c++) mean += sum_at(x, residual, begin + c);
     mean /= columns;
     for (int c = 0; c < columns; c++) {
-        const float s = to_float(x[begin + c]) + (residual ? to_float(residual[begin + c]) : 0.0f);
+        const float s = sum_at(x, residual, begin + c);
         variance += (s - mean) * (s - mean);
     }
     variance /= columns;
-    const float of_row = 1.0f / sqrtf(variance + eps);
+    const float row_rstd = 1.0f / sqrtf(variance + eps);
     for (int c = 0; c < columns; c++) {
-        const float s = to_float(x[begin + c]) + (residual ? to_float(residual[begin + c]) : 0.0f);
-        const float n = (s - mean) * of_row;
+        const float s = sum_at(x, residual, begin + c);
+        const float n = (s - mean) * row_rstd;
         normalized[begin + c] = from_float<T>(n);
         y[begin + c] = from_float<T>(n * weight[c] + bias[c]);
     }
-    rstd[row] = of_row;
+    rstd[row] = row_rstd;
 }
 
 template <class T>
@@ -112,21 +117,20 @@ layer_norm_shared_forward(const T* x, const T* residual, const float* weight, co
     __shared__ float partial[BLOCK];
     const long long begin = (long long)blockIdx.x * columns;
     float total = 0.0f, squares = 0.0f;
-    for (int c = threadIdx.x; c < columns; c += BLOCK)
-        total += to_float(x[begin + c]) + (residual ? to_float(residual[begin + c]) : 0.0f);
+    for (int c = threadIdx.x; c < columns; c += BLOCK) total += sum_at(x, residual, begin + c);
     const float mean = tree_sum(total, partial) / columns;
     for (int c = threadIdx.x; c < columns; c += BLOCK) {
-        const float s = to_float(x[begin + c]) + (residual ? to_float(residual[begin + c]) : 0.0f);
+        const float s = sum_at(x, residual, begin + c);
         squares += (s - mean) * (s - mean);
     }
-    const float of_row = 1.0f / sqrtf(tree_sum(squares, partial) / columns + eps);
+    const float row_rstd = 1.0f / sqrtf(tree_sum(squares, partial) / columns + eps);
     for (int c = threadIdx.x; c < columns; c += BLOCK) {
-        const float s = to_float(x[begin + c]) + (residual ? to_float(residual[begin + c]) : 0.0f);
-        const float n = (s - mean) * of_row;
+        const float s = sum_at(x, residual, begin + c);
+        const float n = (s - mean) * row_rstd;
         normalized[begin + c] = from_float<T>(n);
         y[begin + c] = from_float<T>(n * weight[c] + bias[c]);
     }
-    if (threadIdx.x == 0) rstd[blockIdx.x] = of_row;
+    if (threadIdx.x == 0) rstd[blockIdx.x] = row_rstd;
 }
 
 template <class T>
@@ -217,7 +221,7 @@ __device__ __forceinline__ void load_row(const T* row, int columns, float (&valu
 }
 
 template <class T, int COUNT>
-__global__ void __launch_bounds__(WARP* WARPS)
+__global__ void __launch_bounds__(WARP * WARPS)
 layer_norm_warp_forward(const T* x, const T* residual, const float* weight, const float* bias, float eps,
                         T* y, T* normalized, float* rstd, long long rows, int columns) {
     constexpr int size = Pack<T>::size;
@@ -236,7 +240,7 @@ layer_norm_warp_forward(const T* x, const T* residual, const float* weight, cons
                 s[p][i] -= mean;
                 squares += s[p][i] * s[p][i];
             }
-    const float of_row = 1.0f / sqrtf(warp_sum(squares) / columns + eps);
+    const float row_rstd = 1.0f / sqrtf(warp_sum(squares) / columns + eps);
     for (int p = 0; p < COUNT; p++) {
         const int column = (p * WARP + threadIdx.x) * size;
         if (column < columns) {
@@ -244,21 +248,22 @@ layer_norm_warp_forward(const T* x, const T* residual, const float* weight, cons
             load_floats(weight + column, w);
             load_floats(bias + column, b);
             for (int i = 0; i < size; i++) {
-                s[p][i] *= of_row;
+                s[p][i] *= row_rstd;
                 out[i] = s[p][i] * w[i] + b[i];
             }
             store_floats(normalized + begin + column, s[p]);
             store_floats(y + begin + column, out);
         }
     }
-    if (threadIdx.x == 0) rstd[row] = of_row;
+    if (threadIdx.x == 0) rstd[row] = row_rstd;
 }
 
-// Each warp takes every (WARPS gridDim.x)th row, so that its lanes can add up dweight and dbias of their own
-// columns in registers: dy and normalized are read once for all three results. At the end the block's warps
-// add up what they have, for partials (gridDim.x, 2, H); stage 2 is layer_norm_sum_parts.
+// A warp takes one row after another, always WARPS gridDim.x further, and its lanes hold the same columns of
+// each. So a lane can add up dweight and dbias of its columns in registers, while it has dy and normalized
+// there for dx: they are read once for all three results. At the end the block's warps add up what they have,
+// for partials (gridDim.x, 2, H); stage 2 is layer_norm_sum_parts.
 template <class T, int COUNT>
-__global__ void __launch_bounds__(WARP* WARPS)
+__global__ void __launch_bounds__(WARP * WARPS)
 layer_norm_warp_backward(const T* dy, const T* normalized, const float* rstd, const float* weight, T* dx,
                          float* partials, long long rows, int columns) {
     constexpr int size = Pack<T>::size;
@@ -270,7 +275,7 @@ layer_norm_warp_backward(const T* dy, const T* normalized, const float* rstd, co
         float dn[COUNT][size], n[COUNT][size];
         load_row(dy + begin, columns, dn);
         load_row(normalized + begin, columns, n);
-        const float of_row = rstd[row];
+        const float row_rstd = rstd[row];
         float total = 0.0f, dot = 0.0f;
         for (int p = 0; p < COUNT; p++) {
             const int column = (p * WARP + threadIdx.x) * size;
@@ -291,7 +296,7 @@ layer_norm_warp_backward(const T* dy, const T* normalized, const float* rstd, co
             const int column = (p * WARP + threadIdx.x) * size;
             if (column < columns) {
                 for (int i = 0; i < size; i++)
-                    dn[p][i] = (dn[p][i] - mean_term - n[p][i] * rstd_term) * of_row;
+                    dn[p][i] = (dn[p][i] - mean_term - n[p][i] * rstd_term) * row_rstd;
                 store_floats(dx + begin + column, dn[p]);
             }
         }
