@@ -89,7 +89,7 @@ def run_adamw(rung, w, g, m, v, **options):
 
 
 def run_grad_norm(rung, gradients):
-    return {"norm": np.float64(rung.forward(gradients))}
+    return {"norm": np.float64(float(rung.forward(gradients)))}
 
 
 def run_summary(rung, x):
