@@ -8,7 +8,7 @@ Every operation has a folder with its rungs. From the plainest to the fastest th
     cuda_c       CUDA C, whose last step is the default on a GPU
 
 The rungs of a family are steps that each add one thing: cuda_c_naive, cuda_c_shared, cuda_c_warp. The name of
-the family stands for its last step.
+the family stands for its last step; for float32, for the last that computes in float32 and not in tf32.
 
 The caller's wish comes first (`MINIFT_KERNELS=reference` in the environment, or
 `with use_kernels("cuda_c_naive"):`). Without a wish the array decides: NumPy float32 takes numba_cpu, CuPy
@@ -77,7 +77,7 @@ class Ladder:
         if wish is None:
             return self.default(x)
         _check_name(wish)
-        chosen = wish if wish in self.rungs else self._last(wish)
+        chosen = wish if wish in self.rungs else self._last(wish, x)
         if chosen is None:
             raise RungError(f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}")
         reason = why_not(chosen, x)
@@ -95,21 +95,19 @@ class Ladder:
         families = (
             ("numba_cpu", "reference") if on_cpu else (self.on_gpu, "cuda_c", "numba_cuda", "reference")
         )
-        exact = x.dtype == np.float32 and not gpu.tf32_is_allowed()
-        takers = (
-            self._last(name, exact) for name in families if name is not None and why_not(name, x) is None
-        )
+        takers = (self._last(name, x) for name in families if name is not None and why_not(name, x) is None)
         return next(rung for rung in takers if rung is not None)
 
-    def _last(self, family: str, exact: bool = False) -> str | None:
-        """The last, which is the best, rung of a family; None where the operation has none.
+    def _last(self, family: str, x) -> str | None:
+        """The last, which is the best, rung of a family for arrays like `x`; None where the operation has none.
 
-        `exact` passes over those that compute in fewer digits than float32 has, and say so by a `tolerance`.
+        A rung that computes in fewer digits than float32 says so by its `tolerance`. Nobody gets it for float32
+        who has not wished for it by name, or allowed tf32.
         """
-        for name in reversed(self.rungs):
-            if family_of(name) == family and not (exact and hasattr(self.rungs[name], "tolerance")):
-                return name
-        return None
+        rungs = [name for name in self.rungs if family_of(name) == family]
+        if x.dtype == np.float32 and not gpu.tf32_is_allowed():
+            rungs = [name for name in rungs if not hasattr(self.rungs[name], "tolerance")]
+        return rungs[-1] if rungs else None
 
 
 def family_of(rung: str) -> str | None:

@@ -10,7 +10,7 @@ import minift_kernels
 import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels import OPERATIONS, gelu, gpu, softmax, use_kernels
+from minift_kernels import OPERATIONS, attention, gelu, gpu, softmax, use_kernels
 from minift_kernels.ladder import Ladder, RungError
 
 KERNELS = Path(minift_kernels.__file__).parent
@@ -115,6 +115,17 @@ def test_arrays_of_a_gpu_take_cuda_c_but_where_the_operation_says_otherwise():
     assert Ladder("softmax", rungs, on_gpu="reference").default(single) == "reference"
     with use_kernels("numba_cpu"), pytest.raises(RungError, match="takes float32 arrays of NumPy"):
         softmax.ladder.choose(single)
+
+
+def test_float32_is_not_computed_in_fewer_digits_unless_by_name():
+    single, half = ArrayOfAGpu(np.float32), ArrayOfAGpu(ml_dtypes.bfloat16)
+    assert attention.ladder.default(single) == "cuda_c_flash"
+    assert attention.ladder.default(half) == "cuda_c_flash_tensor_core"
+    with use_kernels("cuda_c"):
+        assert attention.ladder.choose(single) == "cuda_c_flash"
+        assert attention.ladder.choose(half) == "cuda_c_flash_tensor_core"
+    with use_kernels("cuda_c_flash_tensor_core"):
+        assert attention.ladder.choose(single) == "cuda_c_flash_tensor_core"
 
 
 def test_a_rung_that_the_operation_lacks():
