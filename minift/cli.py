@@ -1,4 +1,4 @@
-"""The command line: `minift finetune`, `evaluate`, `predict` and `info`."""
+"""The command line: `minift finetune`, `evaluate`, `predict`, `step` and `info`."""
 
 import json
 import sys
@@ -21,6 +21,7 @@ from minift.load import load
 from minift.pretrain import PretrainingConfig, pretrain
 from minift.tasks.text_classification import TextClassification
 from minift.tasks.text_generation import TextGeneration
+from minift.text_trace import trace_text
 from minift.trace_page import write_trace
 from minift.train import METRICS, TrainingConfig, finetune
 
@@ -113,6 +114,17 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Step through the backward pass of one text in the terminal, forth and back (needs the extra `tui`)."""
+
+    directory: tyro.conf.Positional[str]
+    """What `minift finetune` or transformers wrote."""
+    text: str
+    label: str
+    """What the model should have said of the text: the loss is about this."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what this machine runs minift with."""
 
@@ -133,6 +145,7 @@ Command = (
         tyro.conf.subcommand("pretrain", description="Train a new language model on plain text."),
     ]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Step, tyro.conf.subcommand("step")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -247,6 +260,19 @@ def run_generate(options: Generate) -> None:
     print(options.prompt + text)
 
 
+def run_step(options: Step) -> None:
+    try:
+        from minift.stepper import Stepper
+    except ModuleNotFoundError as error:
+        raise InputError(f"step needs {error.name}: pip install 'minift[tui]'") from None
+    model = load(options.directory)
+    trace, batch = trace_text(model, options.text, options.label)
+    if not sys.stdout.isatty():
+        raise InputError("step draws on a terminal, and its output goes elsewhere")
+    tokens = " ".join(model.tokenizer.tokens(batch.ids))
+    Stepper(trace, f"loss {trace.loss:.4f}, label {options.label}: {tokens}").run()
+
+
 def run_info(options: Info) -> None:
     facts = info()
     if options.json:
@@ -266,5 +292,6 @@ RUN: dict[type, Callable[[Any], None]] = {
     Trace: run_trace,
     PretrainingConfig: run_pretrain,
     Generate: run_generate,
+    Step: run_step,
     Info: run_info,
 }

