@@ -16,7 +16,7 @@ class Line:
     number: int
     """In the operation's file."""
     variables: dict[str, Any]
-    """What the backward was given (dy), what it has computed so far, and what the forward saved for it."""
+    """What the backward was given (dy), what it has computed so far, and then what the forward saved for it."""
     returned: tuple | None = None
 
 
@@ -35,10 +35,9 @@ def backward_lines(step: Step) -> list[Line]:
     def trace(frame: FrameType, event: str, argument: Any):
         if frame.f_code is not backward.__code__:
             return None
-        if event == "line":
-            lines.append(Line(frame.f_lineno, saved | frame.f_locals))
-        elif event == "return":
-            lines.append(Line(frame.f_lineno, saved | frame.f_locals, argument))
+        own = {name: value for name, value in frame.f_locals.items() if name not in saved}
+        if event in ("line", "return"):
+            lines.append(Line(frame.f_lineno, own | saved, argument if event == "return" else None))
         return trace
 
     before = sys.gettrace()

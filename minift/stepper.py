@@ -97,9 +97,10 @@ class Stepper(App):
             for check in check_gradients(self.trace[self.tape.number]):
                 verdict = "right" if check.right else f"WRONG by {check.difference:.1e} of its size"
                 remarks.append(
-                    f"{check.name}: backward says {check.said:+.6e} along a random direction, "
-                    f"finite differences {check.measured:+.6e}: {verdict}"
+                    f"d{check.name}: said {check.said:+.6e}, measured {check.measured:+.6e}: {verdict}"
                 )
+        if remarks:
+            remarks.insert(0, "along a random direction, by the backward and by finite differences:")
         self.draw("\n".join(remarks))
 
     # ---- Drawing ---------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class Stepper(App):
             nonlocal current
             here = unit is self.tape.place
             current = len(lines) if here else current
-            stops = any(number in self.tape.breakpoints for number in unit.steps)
+            stops = not (unit.open and unit.children) and any(n in self.tape.breakpoints for n in unit.steps)
             fold = "  " if unit.is_step else "▾ " if unit.open else "▸ "
             name = unit.name if unit.is_step else f"{unit.name} ({len(unit.steps)})"
             line = Text("▶" if here else " ", style="bold reverse" if here else "", no_wrap=True)
@@ -175,9 +176,8 @@ class Stepper(App):
         line = self.tape.lines[self.tape.line]
         for name, value in line.variables.items():
             if hasattr(value, "dtype") and value.dtype.kind == "f":
-                corner = np.array2string(
-                    value[(slice(3),) * value.ndim], precision=2, separator=" ", max_line_width=40
-                )
+                corner = value[(slice(2),) * value.ndim]
+                corner = np.array2string(corner, precision=2, separator=" ", max_line_width=60)
                 _row(table, name, value, corner)
         if line.returned is not None:
             for name, value in zip(self.trace[self.tape.number].names, line.returned, strict=True):

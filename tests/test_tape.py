@@ -95,11 +95,11 @@ def test_the_lines_of_a_backward_show_its_variables_as_they_come():
     lines = backward_lines(step)
     first = step.node.source.backward_line
     assert [line.number - first for line in lines] == [1, 2, 3, 3]
-    assert [sorted(line.variables) for line in lines] == [
+    assert [list(line.variables) for line in lines] == [
         ["dy", "saved_by", "saved_x"],
-        ["dx", "dy", "saved_by", "saved_x"],
-        ["dby", "dx", "dy", "saved_by", "saved_x"],
-        ["dby", "dx", "dy", "saved_by", "saved_x"],
+        ["dy", "dx", "saved_by", "saved_x"],
+        ["dy", "dx", "dby", "saved_by", "saved_x"],
+        ["dy", "dx", "dby", "saved_by", "saved_x"],
     ]
     assert [line.returned for line in lines[:-1]] == [None] * 3
     assert lines[-1].returned == (3.0, 2.0)
