@@ -95,7 +95,7 @@ def test_a_breakpoint_of_minift_opens_pdb_there_and_the_next_step_is_inside(tmp_
 def test_pdb_steps_into_a_reference_kernel(tiny):
     said = pdb(
         ONE_STEP,
-        [f"b {OPS}:{line_of(OPS, ATTENTION)}", "c", *["s"] * 60],
+        [f"b {OPS}:{line_of(OPS, ATTENTION)}", "c", *["s"] * 400],
         arguments=[tiny / "model"],
         MINIFT_KERNELS="reference",
     )

@@ -121,7 +121,9 @@ def test_tf32_is_a_switch_of_cublas_and_of_the_ladder(tiny, cupy):
     assert linalg.chosen == {np.dtype(np.float32): linalg.COMPUTE_TYPE_DEFAULT}
     assert ladder.default(single) == "cuda_c_plain"
     with minift.use_kernels("cuda_c"):
-        assert ladder.choose(single) == "cuda_c_tensor_core", "who wishes for the family gets its last"
+        assert ladder.choose(single) == "cuda_c_plain", "who wishes for the family keeps float32"
+    with minift.use_kernels("cuda_c_tensor_core"):
+        assert ladder.choose(single) == "cuda_c_tensor_core"
 
 
 def test_every_default_of_a_gpu_keeps_float32(cupy):

@@ -1,10 +1,10 @@
 """Rung 1, the formula. An ignored row is computed as if its target were 0, then multiplied by nothing."""
 
-from minift_kernels.arrays import array_namespace, check_indices
+from minift_kernels.arrays import array_namespace, check_indices, wide
 
 
 def forward(logits, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):
-    xp = array_namespace(logits)
+    xp, logits = array_namespace(logits), wide(logits)
     counted, targets, weights = _prepare(logits, targets, class_weights, ignore_index)
     largest = logits.max(axis=1, keepdims=True)
     logsumexp = largest + xp.log(xp.exp(logits - largest).sum(axis=1, keepdims=True))  # (R, 1)
@@ -17,7 +17,7 @@ def forward(logits, targets, class_weights=None, ignore_index=-100, label_smooth
 
 
 def backward(dlosses, logits, logsumexp, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):
-    xp = array_namespace(logits)
+    xp, dtype, logits = array_namespace(logits), logits.dtype, wide(logits)
     counted, targets, weights = _prepare(logits, targets, class_weights, ignore_index)
     p = xp.exp(logits - logsumexp[:, None])  # (R, C)
     # losses = sum_c pull_c (logsumexp - logits_c): each pull lifts its own logit, and all of them weigh on p.
@@ -25,7 +25,7 @@ def backward(dlosses, logits, logsumexp, targets, class_weights=None, ignore_ind
     target_pull = (1 - label_smoothing) * weights[targets]  # (R,)
     dlogits = (target_pull + smoothing.sum())[:, None] * p - smoothing
     dlogits[xp.arange(len(logits)), targets] -= target_pull
-    return xp.where(counted[:, None], dlosses[:, None] * dlogits, 0).astype(logits.dtype)
+    return xp.where(counted[:, None], dlosses[:, None] * dlogits, 0).astype(dtype)
 
 
 def _prepare(logits, targets, class_weights, ignore_index):
