@@ -3,21 +3,33 @@
 Each CUDA thread is a real thread there, so this takes its time.
 """
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
-from kernel_cases import SIMULATING
-from minift_kernels import OPERATIONS
+from kernel_cases import OPERATIONS as CASES
+from kernel_cases import SIMULATING, as_float32, changed, run
+from minift_kernels import OPERATIONS, gpu
 from minift_kernels.ladder import family_of
 
-RUNGS = [rung for ladder in OPERATIONS.values() for rung in ladder.rungs if family_of(rung) == "numba_cuda"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"),
+]
 
 
-@pytest.mark.slow
+def numba_cuda_rungs(operation):
+    return [rung for rung in OPERATIONS[operation].rungs if family_of(rung) == "numba_cuda"]
+
+
+RUNGS = [rung for operation in OPERATIONS for rung in numba_cuda_rungs(operation)]
+
+
 @pytest.mark.skipif(SIMULATING, reason="this is the simulator's own run")
 def test_the_contract_in_the_simulator():
     contract = Path(__file__).with_name("test_contract.py")
@@ -27,3 +39,25 @@ def test_the_contract_in_the_simulator():
     assert done.returncode == 0, done.stdout
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
     assert passed >= 5 * len(RUNGS), done.stdout
+
+
+@pytest.mark.skipif(SIMULATING, reason="compiling is the other run's part")
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if numba_cuda_rungs(name)])
+def test_compiles_for_a_gpu_and_computes_in_float32(operation, monkeypatch):
+    """To PTX, which takes no GPU. One float64 literal makes float64 of all that follows, slow on most GPUs."""
+    launched = {}
+
+    def remember(kernel, grid, block, arguments):
+        launched[kernel.function] = tuple(map(numba.typeof, arguments))
+
+    monkeypatch.setattr(gpu.NumbaKernel, "launch", remember)
+    for _, inputs in CASES[operation][1]():
+        for rung in numba_cuda_rungs(operation):
+            run(operation, rung, changed(inputs, as_float32))
+    assert launched
+    cuda = gpu._numba_cuda()
+    for function, types in launched.items():
+        monkeypatch.setitem(function.__globals__, "cuda", cuda)
+        ptx, _ = cuda.compile_ptx(function, numba.void(*types), cc=(8, 0))
+        if "float64" not in str(types):
+            assert ".f64" not in ptx, function.__name__
