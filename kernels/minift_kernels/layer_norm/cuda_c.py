@@ -88,7 +88,7 @@ class Shared(_LayerNorm):
 class Warp(_LayerNorm):
     """Rung 7, one warp a row. The row stays in registers, between 16-byte loads and sums by shuffles.
 
-    Rows of more than 32 packs a lane could hold, or that are no whole number of packs, take the rung before.
+    Rows of more than 1024 numbers, or of no whole number of packs, take the rung before.
     """
 
     def _forward(self, x, *others):
