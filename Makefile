@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := runs/demo
 
-.PHONY: demo test test-peers test-slow lint bench clean
+.PHONY: demo test test-peers test-slow lint bench bench-gpu clean
 
 demo: $(VENV)/library
 	$(BIN)/minift finetune --model minilm --train demo/opinions_train.tsv --dev demo/opinions_dev.tsv \
@@ -29,6 +29,10 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/peers  ## minift and PyTorch in turn, in one run
 	$(BIN)/python benchmarks/cpu.py
+
+bench-gpu: $(VENV)/peers  ## kernels and training steps on a GPU, against PyTorch, cuBLAS and the memory
+	$(BIN)/python -m pip install --quiet --editable ".[cuda]"
+	$(BIN)/python benchmarks/gpu.py
 
 # The checkpoint's package asks for sentence-transformers, and so for torch; only its files are wanted.
 $(VENV)/library: pyproject.toml

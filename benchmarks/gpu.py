@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = gpu_device.Device(stand_in, is_real=False) if options.dry_run else gpu_device.real_device()
         record = measure(device, options, sys.argv[1:] if arguments is None else arguments)
     print(gpu_report.as_markdown(record))
-    return 1 if any(result["wrong"] for result in record.get("check", ())) else 0
+    wrong = any(result["wrong"] for result in record.get("check", ()))
+    return 1 if wrong or record["failed"] else 0
 
 
 def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: list[str]) -> dict:
@@ -67,9 +69,14 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
             for race in gpu_steps.races(device)
         ],
     }
+    failed = record["failed"] = []
     for part in options.only:
         print(f"{part} ...", file=sys.stderr)
-        record[part] = parts[part]()
+        try:
+            record[part] = parts[part]()
+        except Exception:  # the parts after it may still be measured
+            traceback.print_exc()
+            failed.append(part)
         record["seconds"] = time.perf_counter() - started
         device.forget()
         if out is not None:

@@ -65,6 +65,7 @@ class Device:
 
     def forget(self) -> None:
         """Give back the memory that is no longer used."""
+        self.busy = None
         if self.is_real:
             self.xp.get_default_memory_pool().free_all_blocks()
 

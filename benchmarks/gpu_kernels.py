@@ -1,6 +1,8 @@
 """Kernels on a GPU: are all rungs right, and how near is each to what the machine can do?"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +15,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 
 
-def rungs_of_gpu(operation: str, dtype, device: Device) -> Iterator[tuple[str, object]]:
+def rungs_of_gpu(operation: str, dtype, device: Device) -> Iterator[tuple[str, Any]]:
     """The rungs of an operation that run on the device on arrays of this dtype, CuPy's own among them."""
     sample = device.xp.empty(0, dtype)
     for name, rung in LADDERS[operation].rungs.items():
@@ -103,7 +105,7 @@ def memory_bound(device: Device, every_rung: bool) -> dict:
                     is_default = name == LADDERS[operation].default(device.xp.empty(0, dtype_of_arrays))
                     if not (is_default or (every_rung and dtype_of_arrays == FLOAT32)):
                         continue
-                    milliseconds = device.milliseconds(lambda run=run, rung=rung: run(rung), repeats=10)
+                    milliseconds = device.milliseconds(partial(run, rung), repeats=10)
                     rate = moved / milliseconds / 1e6
                     results.append(
                         {
@@ -245,10 +247,8 @@ def attention(device: Device) -> list[dict]:
                     for ours, theirs in zip((out, *gradients), (torch_out, *torch_gradients), strict=True)
                 )
             )
-            forward = device.milliseconds(lambda rung=rung: rung.forward(q, k, v, *options))
-            backward = device.milliseconds(
-                lambda rung=rung, saved=saved: rung.backward(dout, *saved, *options)
-            )
+            forward = device.milliseconds(partial(rung.forward, q, k, v, *options))
+            backward = device.milliseconds(partial(rung.backward, dout, *saved, *options))
             ratio = (forward + backward) / sum(torch_times) if torch_times else None
             results.append(
                 {
@@ -312,7 +312,7 @@ def products(device: Device) -> list[dict]:
             computes_in_tf32 = dtype == FLOAT32 and hasattr(rung, "tolerance")
             if name != "reference" and computes_in_tf32 != (precision == "tf32") and dtype == FLOAT32:
                 continue
-            milliseconds = device.milliseconds(lambda rung=rung: rung.forward(a, b))
+            milliseconds = device.milliseconds(partial(rung.forward, a, b))
             cublas = cublas or milliseconds  # the reference comes first
             results.append(
                 {

@@ -11,6 +11,8 @@ def as_markdown(record: dict) -> str:
             lines += [*write(record[part]), ""]
     lines += ["## Circumstances", "", f"- `{record['command']}`, {record['date']}, {record['seconds']:.0f} s"]
     lines += [f"- {name}: {value}" for name, value in record["machine"].items()]
+    if record["failed"]:
+        lines += [f"- failed, so that what stands here of it is older: {', '.join(record['failed'])}"]
     return "\n".join(lines) + "\n"
 
 

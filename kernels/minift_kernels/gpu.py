@@ -7,6 +7,7 @@ on the CPU, through `cuda_cpu.h`: so every rung of CUDA C also runs on a laptop,
 debugger. In the same way Numba's kernels run on the GPU, or in Numba's simulator on NumPy arrays.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -85,8 +86,18 @@ def _compiled(file: Path, kernel: str):
 
     source = file.read_text()
     options = ("-std=c++17", f"-I{HERE}", f"-I{file.parent}")
-    module = cupy.RawModule(code=source, options=options, name_expressions=built_together(source, kernel))
+    # CuPy keeps machine code by source and options. It must be forgotten when a header changes, too.
+    code = f"{source}\n// headers: {_fingerprint_of_headers(file)}\n"
+    module = cupy.RawModule(code=code, options=options, name_expressions=built_together(source, kernel))
     return module.get_function(kernel)
+
+
+def _fingerprint_of_headers(file: Path) -> str:
+    fingerprint = hashlib.sha256()
+    for folder in (HERE, file.parent):
+        for header in sorted([*folder.glob("*.h"), *folder.glob("*.cuh")]):
+            fingerprint.update(header.read_bytes())
+    return fingerprint.hexdigest()[:16]
 
 
 @cache

@@ -1,0 +1,61 @@
+"""The benchmark of the GPU runs whole without one, so that the first minutes on a GPU are spent on measuring."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from minift_kernels import OPERATIONS
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    tests = Path(__file__).parent
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), str(tests / "kernels"), *sys.path])
+    import gpu
+
+    return gpu.main
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
+def test_a_dry_run(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if PyTorch were not installed
+    assert bench(["--dry-run", "--only", "memory", "attention", "products", "--out", str(tmp_path)]) == 0
+    assert bench(["--dry-run", "--only", "steps", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"memory", "attention", "products", "steps", "machine", "date", "command"} <= record.keys()
+    assert {each["operation"] for each in record["memory"]["results"]} >= {"softmax", "layer_norm", "adamw"}
+    assert all(each["milliseconds"] > 0 for each in record["memory"]["results"])
+    assert [each["name"] for each in record["steps"]] == ["step-bf16", "sst2-bf16", "step-tf32", "sst2-tf32"]
+    assert all(len(each["milliseconds"]["minift"]) == len(each["tokens"]) for each in record["steps"])
+    page = (tmp_path / "gpu.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "# A dry run: these times say nothing of a GPU" in page
+    assert "Stand-in GPU" in page
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
+def test_a_wrong_rung_is_told(bench, monkeypatch, capsys):
+    import kernel_cases
+
+    monkeypatch.setattr(kernel_cases, "OPERATIONS", {"softmax": kernel_cases.OPERATIONS["softmax"]})
+    assert bench(["--dry-run", "--only", "check"]) == 0
+    assert ": 0 rungs wrong" in capsys.readouterr().out
+    monkeypatch.setattr(OPERATIONS["softmax"].rungs["cuda_c_warp"], "forward", lambda x: x)
+    assert bench(["--dry-run", "--only", "check"]) == 1
+    page = capsys.readouterr().out
+    assert ": 2 rungs wrong" in page
+    assert "- softmax cuda_c_warp float32: " in page
+
+
+@pytest.mark.peers
+def test_a_dry_run_beside_pytorch(bench, capsys):
+    assert bench(["--dry-run", "--only", "attention", "steps"]) == 0
+    page = capsys.readouterr().out
+    lines = [line.split("|") for line in page.splitlines() if line.startswith("| 2 x ")]
+    assert lines
+    assert all(float(line[7]) < 0.02 for line in lines), "attention differs from PyTorch's"
+    assert "| - |" in page  # torch.compile takes no part in a dry run
