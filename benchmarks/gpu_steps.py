@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from gpu_device import Device, torch_or_none
+from minift_kernels import gpu
 
 import minift
 from minift.data import Batch
@@ -90,6 +91,7 @@ def run(device: Device, race: Race, with_compile: bool) -> dict:
             losses[side].append(sides[side](texts, labels))
             device.synchronize()
             turns[side].append(1000 * (time.perf_counter() - start))
+    gpu.allow_tf32(False)
     return {
         "name": race.name,
         "title": race.title,

@@ -271,6 +271,7 @@ def installed() -> Iterator[ModuleType]:
     try:
         yield modules["cupy"]
     finally:
+        gpu.allow_tf32(False)
         for cache in caches:
             cache.cache_clear()
         for name, module in before.items():
