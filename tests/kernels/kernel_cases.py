@@ -338,6 +338,9 @@ RELATIVE, ABSOLUTE = 3e-6, 1e-6
 MOST_EMULATED = 10_000
 """Inputs of more elements than this make an emulated GPU too slow for the ordinary suite."""
 
+MOST_SIMULATED = 2_000
+"""Inputs of more elements than this make Numba's simulator, whose threads are real ones, take minutes."""
+
 BFLOAT16 = {
     "matmul": (),
     "softmax": (),
@@ -385,6 +388,8 @@ def _marks(rung, inputs):
         marks.append(pytest.mark.skip(reason="running CUDA C on the CPU needs g++"))
     if is_cuda_c and elements(inputs) > MOST_EMULATED:
         marks.append(pytest.mark.slow)
+    if family_of(rung) == "numba_cuda" and elements(inputs) > MOST_SIMULATED:
+        marks.append(pytest.mark.skip(reason="Numba's simulator would take minutes"))
     return marks
 
 

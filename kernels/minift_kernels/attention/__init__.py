@@ -2,6 +2,8 @@
 
     reference                  the formula, one text and one head at a time
     numba_cpu                  blocks of queries whose scores stay in cache, on all cores
+    numba_cuda_naive           the formula, a kernel a step, in Python
+    numba_cuda_shared          the same, with the scores from tiles in shared memory
     cuda_c_materialised        a kernel for each step of the formula, the scores written out
     cuda_c_flash               a tile of scores at a time, and a softmax that is taken step by step
     cuda_c_flash_tensor_core   the same in matrix instructions of bfloat16 or tf32
@@ -24,7 +26,7 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 """
 
 from minift_kernels.arrays import check_shape
-from minift_kernels.attention import cuda_c, numba_cpu, reference
+from minift_kernels.attention import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
 ladder = Ladder(
@@ -32,6 +34,8 @@ ladder = Ladder(
     {
         "reference": reference,
         "numba_cpu": numba_cpu,
+        "numba_cuda_naive": numba_cuda.naive,
+        "numba_cuda_shared": numba_cuda.shared,
         "cuda_c_materialised": cuda_c.materialised,
         "cuda_c_flash": cuda_c.flash,
         "cuda_c_flash_tensor_core": cuda_c.flash_tensor_core,

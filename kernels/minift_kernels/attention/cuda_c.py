@@ -1,4 +1,4 @@
-"""Rungs 3 to 5, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 5 to 7, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 class Materialised:
-    """Rung 3, the formula, a kernel a step; scores are written out: (N, T, L), where L is the longest text's keys."""
+    """Rung 5, the formula, a kernel a step; scores are written out: (N, T, L), where L is the longest text's keys."""
 
     file = HERE / "materialised.cu"
 
@@ -23,7 +23,7 @@ class Materialised:
         out, logsumexp = xp.empty(q.shape, q.dtype), xp.empty((heads, len(q)), np.float32)
         text_of_query = self._texts_of_rows(xp, problem.q_segments, len(q))
         probabilities = self._scores(q, k, problem, text_of_query, scale, causal)
-        sizes = np.int32([len(q), probabilities.shape[2]])
+        sizes = np.array([len(q), probabilities.shape[2]], np.int32)
         arguments = (probabilities, logsumexp, *sizes, *_mask(dropout, key))
         gpu.launch(self.file, "attention_softmax", (-(-len(q) // 4), heads), (128,), arguments)
         arguments = (probabilities, v, problem.k_segments, text_of_query, out, *problem.sizes, sizes[1])
@@ -55,7 +55,7 @@ class Materialised:
 
     def _texts_of_rows(self, xp, segments, rows):
         text_of_row = xp.empty(rows, np.int32)
-        arguments = (segments, *np.int32([len(segments), rows]), text_of_row)
+        arguments = (segments, *np.array([len(segments), rows], np.int32), text_of_row)
         gpu.launch(self.file, "attention_find_texts", (-(-rows // 128),), (128,), arguments)
         return text_of_row
 
@@ -77,7 +77,7 @@ class Materialised:
 
 
 class Flash:
-    """Rung 4, a tile of scores at a time and the softmax step by step: nothing of size T x T is written."""
+    """Rung 6, a tile of scores at a time and the softmax step by step: nothing of size T x T is written."""
 
     file, kernels, threads = HERE / "flash.cu", "flash", 64
 
@@ -108,7 +108,7 @@ class Flash:
         dout, q, k, v, out, logsumexp = (gpu.contiguous(x) for x in (dout, q, k, v, out, logsumexp))
         dq, dk, dv = (xp.zeros(x.shape, x.dtype) for x in (q, k, v))
         dots = xp.empty((heads, len(q)), np.float32)
-        arguments = (dout, out, dots, *np.int32([len(q), heads, problem.size]))
+        arguments = (dout, out, dots, *np.array([len(q), heads, problem.size], np.int32))
         kernel = f"flash_dots<{gpu.c_type(q)}>"
         gpu.launch(HERE / "flash.cu", kernel, (heads, -(-len(q) // 4)), (128,), arguments)
         given, options = (dout, q, k, v, logsumexp, dots), problem.options(scale, causal, dropout, key)
@@ -125,7 +125,7 @@ class Flash:
 
 
 class FlashTensorCore(Flash):
-    """Rung 5, the same in matrix instructions of bfloat16 or tf32 (to which float32 is rounded)."""
+    """Rung 7, the same in matrix instructions of bfloat16 or tf32 (to which float32 is rounded)."""
 
     file, kernels, threads = HERE / "flash_tensor_core.cu", "flash_tensor_core", 128
     tolerance = 2**-9  # of tf32: factors of 11 bits, two products one after the other
@@ -149,7 +149,7 @@ class _Problem:
         self.rows, self.key_rows = len(q), len(k)
         self.q_segments = _segments(q_segments, q)
         self.k_segments = _segments(k_segments, k)
-        self.sizes = np.int32([len(q), len(k), heads, self.key_heads, self.size])
+        self.sizes = np.array([len(q), len(k), heads, self.key_heads, self.size], np.int32)
 
     def most_keys(self):
         """How many keys the longest text has. The GPU must be waited for to know it."""

@@ -2,6 +2,8 @@
 
     reference               the array library's own product, then one more pass over c for the bias
     numba_cpu               parts shared among the threads, BLAS on each, the bias added in cache
+    numba_cuda_naive        one thread an element of c, in Python
+    numba_cuda_tiled        tiles in shared memory
     cuda_c_naive            one thread an element, a warp down a column of c
     cuda_c_coalesced        a warp along a row of c, so that its threads read neighbours in memory
     cuda_c_tiled            tiles in shared memory: each number is fetched once for 16 uses
@@ -22,13 +24,15 @@ a rung share them among its threads as it likes; for a rung without this functio
 
 from minift_kernels.arrays import check_shape
 from minift_kernels.ladder import Ladder
-from minift_kernels.matmul import cuda_c, numba_cpu, reference
+from minift_kernels.matmul import cuda_c, numba_cpu, numba_cuda, reference
 
 ladder = Ladder(
     "matmul",
     {
         "reference": reference,
         "numba_cpu": numba_cpu,
+        "numba_cuda_naive": numba_cuda.naive,
+        "numba_cuda_tiled": numba_cuda.tiled,
         "cuda_c_naive": cuda_c.naive,
         "cuda_c_coalesced": cuda_c.coalesced,
         "cuda_c_tiled": cuda_c.tiled,

@@ -1,4 +1,4 @@
-"""Rungs 3 to 7, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 5 to 9, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
@@ -30,7 +30,14 @@ class _Product:
         b, b_strides = layout(b)
         kernel, strides = self.kernel_for(c, a_strides, b_strides)
         grid = (-(-columns // self.tile[1]), -(-rows // self.tile[0]))
-        arguments = (a, b, gpu.contiguous(bias), c, *np.int32([rows, columns, inner]), *np.int64(strides))
+        arguments = (
+            a,
+            b,
+            gpu.contiguous(bias),
+            c,
+            *np.array([rows, columns, inner], np.int32),
+            *np.array(strides, np.int64),
+        )
         gpu.launch(self.file, kernel, grid, self.block, arguments, self.shared_bytes)
         return c
 
@@ -45,9 +52,9 @@ class _Product:
         sums = xp.empty(columns, x.dtype)
         grid, block = (-(-columns // COLUMNS), blocks), (COLUMNS, THREADS_OF_COLUMN)
         file, kind = HERE / "sum_rows.cu", gpu.c_type(x)
-        arguments = (x, partial, *np.int32([rows, columns, ROWS]))
+        arguments = (x, partial, *np.array([rows, columns, ROWS], np.int32))
         gpu.launch(file, f"sum_rows_of_block<{kind}>", grid, block, arguments)
-        arguments = (partial, sums, *np.int32([blocks, columns]))
+        arguments = (partial, sums, *np.array([blocks, columns], np.int32))
         gpu.launch(file, f"sum_partial_sums<{kind}>", (-(-columns // 128),), (128,), arguments)
         return sums
 
@@ -63,31 +70,31 @@ def layout(x):
 
 
 class Naive(_Product):
-    """Rung 3, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
+    """Rung 5, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
 
     file, kernel, block, tile = HERE / "naive.cu", "matmul_naive", (32, 8), (32, 8)
 
 
 class Coalesced(_Product):
-    """Rung 4, the same with a warp along a row: its reads of b and its writes are one access each."""
+    """Rung 6, the same with a warp along a row: its reads of b and its writes are one access each."""
 
     file, kernel, block, tile = HERE / "naive.cu", "matmul_coalesced", (32, 8), (8, 32)
 
 
 class Tiled(_Product):
-    """Rung 5, tiles in shared memory: each number is fetched once for 16 uses."""
+    """Rung 7, tiles in shared memory: each number is fetched once for 16 uses."""
 
     file, kernel, block, tile = HERE / "tiled.cu", "matmul_tiled", (16, 16), (16, 16)
 
 
 class RegisterTiled(_Product):
-    """Rung 6, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
+    """Rung 8, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
 
     file, kernel, block, tile = HERE / "register_tiled.cu", "matmul_register_tiled", (256,), (128, 128)
 
 
 class TensorCore(_Product):
-    """Rung 7, matrix instructions, and copies to shared memory while they compute. float32 is rounded to tf32."""
+    """Rung 9, matrix instructions, and copies to shared memory while they compute. float32 is rounded to tf32."""
 
     file, kernel, block, tile = HERE / "tensor_core.cu", "matmul_tensor_core", (128,), (128, 128)
     shared_bytes = 3 * 2 * 128 * 128
