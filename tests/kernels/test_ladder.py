@@ -126,6 +126,11 @@ def test_float32_is_not_computed_in_fewer_digits_unless_by_name():
         assert attention.ladder.choose(half) == "cuda_c_flash_tensor_core"
     with use_kernels("cuda_c_flash_tensor_core"):
         assert attention.ladder.choose(single) == "cuda_c_flash_tensor_core"
+    gpu.allow_tf32(True)
+    try:
+        assert attention.ladder.default(single) == "cuda_c_flash_tensor_core"
+    finally:
+        gpu.allow_tf32(False)
 
 
 def test_a_rung_that_the_operation_lacks():

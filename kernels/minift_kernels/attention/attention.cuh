@@ -31,12 +31,13 @@ struct Tile {
     int first;  // its first row, counted from the text's own first
 };
 
-/// Tile number `tile`, where each text is cut into tiles of `tile_rows` rows and these are numbered text by text.
+/// Tile number `tile`, where each text is cut into tiles of `tile_rows` rows and these are numbered text by
+/// text.
 ///
-/// Nobody on the host knows how long the texts are, so there is no list of tiles: a grid has as many blocks as there
-/// can be tiles, and each warp finds its own. A lane counts the tiles of a text, the warp adds the counts up from the
-/// first text on, and the first text that reaches beyond `tile` holds it; 32 texts at a time. All lanes of
-/// the warp take part.
+/// Nobody on the host knows how long the texts are, so there is no list of tiles: a grid has as many blocks
+/// as there can be tiles, and each warp finds its own. A lane counts the tiles of a text, the warp adds the
+/// counts up from the first text on, and the first text that reaches beyond `tile` holds it; 32 texts at a
+/// time. All lanes of the warp take part.
 __device__ __forceinline__ Tile find_tile(int tile, int tile_rows, const long long* segments, int texts, int rows) {
     int lane = threadIdx.x % 32, before = 0;  // tiles of the texts that are behind us
     for (int first = 0; first < texts; first += 32) {

@@ -168,7 +168,9 @@ class _Problem:
         raise ValueError(f"attention: CUDA C takes heads of at most 128 columns, not {self.size}")
 
     def options(self, scale, causal, dropout, key):
-        """What all flash kernels take after their arrays."""
+        """What all flash kernels take after their arrays. Raises ValueError unless the scale is positive."""
+        if not scale > 0:
+            raise ValueError(f"attention: flash kernels take a positive scale, not {scale}")
         texts = np.int32(len(self.q_segments))
         return (self.q_segments, self.k_segments, texts, *self.sizes, np.float32(scale), np.int32(causal),
                 *_mask(dropout, key))  # fmt: skip

@@ -1,26 +1,27 @@
 // Attention without a matrix of scores: FlashAttention (Dao et al. 2022; Dao 2023), in float32 arithmetic.
 //
-// A block takes 32 queries of one head and walks along the keys of their text, 32 at a time. Of the matrix of scores
-// there only ever is the tile of 32 x 32 that is being worked on, and it is in registers:
+// A block takes 32 queries of one head and walks along the keys of their text, 32 at a time. Of the matrix of
+// scores there only ever is the tile of 32 x 32 that is being worked on, and it is in registers:
 //
 //                 keys  0..31      32..63     64..
 //                      +----------+----------+------
 //       32 queries     |  tile 1  |  tile 2  |  ->        out = (p_1 v_1 + p_2 v_2 + ...) / total
 //                      +----------+----------+------
 //
-// A softmax needs its row's largest score, which is only known at the end. It is taken step by step ("online",
-// Milakov and Gimelshein 2018): everything is computed with the largest score so far, and when a larger one
-// comes, what has been added up is multiplied by exp(old - new).
+// A softmax needs its row's largest score, which is only known at the end. It is taken step by step
+// ("online", Milakov and Gimelshein 2018): everything is computed with the largest score so far, and when a
+// larger one comes, what has been added up is multiplied by exp(old - new).
 //
-// Backward keeps no probabilities either. exp(score - logsumexp) gives them again from q, k and one number a row. Two
-// kernels: one takes 32 keys and walks along the queries, for dk and dv; the other takes 32 queries and
-// walks along the keys, for dq. (One kernel for all three would compute the scores once, not twice, but
+// Backward keeps no probabilities either. exp(score - logsumexp) gives them again from q, k and one number a
+// row. Two kernels: one takes 32 keys and walks along the queries, for dk and dv; the other takes 32 queries
+// and walks along the keys, for dq. (One kernel for all three would compute the scores once, not twice, but
 // blocks would have to add to the same dq, in an order that changes from run to run.)
 //
-// 64 threads, 8 x 8. Thread (ty, tx) has 4 x 4 scores: rows 4 ty to 4 ty + 3, columns 4 tx to 4 tx + 3 (one block of
-// Philox for each row). The 8 threads of a row are lanes of one warp, so they find its largest score by
-// shuffles. Of a tile's product with 32 rows of D numbers, thread (ty, tx) has the rows 4 ty to 4 ty + 3 and every
-// eighth column from tx on. D is 32, 64 or 128; a head of another size has its rows filled up with 0.
+// 64 threads, 8 x 8. Thread (ty, tx) has 4 x 4 scores: rows 4 ty to 4 ty + 3, columns 4 tx to 4 tx + 3 (one
+// block of Philox for each row). The 8 threads of a row are lanes of one warp, so they find its largest score
+// by shuffles. Of a tile's product with 32 rows of D numbers, thread (ty, tx) has the rows 4 ty to 4 ty + 3
+// and every eighth column from tx on. D is 32, 64 or 128; a head of another size has its rows filled up with
+// 0.
 #include "attention/attention.cuh"
 
 constexpr int tile_rows = 32, threads = 64, threads_of_row = 8;
@@ -107,7 +108,8 @@ __global__ void flash_forward(const T* q, const T* k, const T* v, T* out, float*
     auto seen_by = [&](int row) { return keys_seen(tile.first + row, queries.length(), keys.length(), causal); };
     int most_seen = seen_by(count - 1);
 
-    float sums[4][D / 8] = {}, total[4] = {}, largest[4] = {minus_infinity(), minus_infinity(), minus_infinity(), minus_infinity()};
+    float sums[4][D / 8] = {}, total[4] = {}, largest[4];
+    for (int i = 0; i < 4; i++) largest[i] = minus_infinity();
     fetch_rows<D>(q_tile, q + (long long)t * q_stride + n * size, count, size, q_stride);
     for (int first = 0; first < most_seen; first += tile_rows) {
         long long place = (long long)(keys.start + first) * k_stride + m * size;
@@ -155,8 +157,8 @@ __global__ void flash_forward(const T* q, const T* k, const T* v, T* out, float*
 
 // -- backward -----------------------------------------------------------------------------------------------
 
-/// dots (N, T): of each row of dout with the same row of out, which is sum_j p_j dp_j (Dao 2023, equation 4). One warp
-/// a row and head.
+/// dots (N, T): of each row of dout with the same row of out, which is sum_j p_j dp_j (Dao 2023, equation 4).
+/// One warp a row and head.
 template <class T>
 __global__ void flash_dots(const T* dout, const T* out, float* dots, int rows, int heads, int size) {
     int t = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, n = blockIdx.x;

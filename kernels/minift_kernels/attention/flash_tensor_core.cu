@@ -1,8 +1,8 @@
-// FlashAttention on tensor cores (FlashAttention-2, Dao 2023): flash.cu with matrix instructions, in bfloat16 or tf32,
-// with sums and the softmax in float32.
+// FlashAttention on tensor cores (FlashAttention-2, Dao 2023): flash.cu with matrix instructions, in bfloat16
+// or tf32, with sums and the softmax in float32.
 //
-// A warp has 32 (or 16) rows of its own, so nothing is exchanged between warps: the largest score of a row is found by the
-// four lanes that hold it.
+// A warp has 32 (or 16) rows of its own, so nothing is exchanged between warps: the largest score of a row is
+// found by the four lanes that hold it.
 //
 //     forward, dq:  warp 0   +-- q, 32 rows --+   scores   +-- k --+     out += p v
 //     a block has   warp 1   +----------------+   32 x 64  | 64    |     dq += dscores k
@@ -12,24 +12,26 @@
 //     dk, dv:       the same with the sides changed: a block has 128 keys and walks along the queries, and what it
 //                   computes are transposed scores k q^T.     dv += p^T dout     dk += dscores^T q
 //
-// What makes this fit tensor cores: the elements of a product c that a lane holds are the ones that it must hold when
-// c is the left factor a of the next product. So the probabilities go from the scores to out (and the transposed ones to
-// dv, dk) in registers, and never to shared memory:
+// What makes this fit tensor cores: the elements of a product c that a lane holds are the ones that it must
+// hold when c is the left factor a of the next product. So the probabilities go from the scores to out (and
+// the transposed ones to dv, dk) in registers, and never to shared memory:
 //
 //     c (16 x 8), lane l: row l / 4, columns 2 (l % 4), + 1; and the same 8 rows below
 //     a (16 x 16) of bfloat16: the same for columns 0 to 7 and for columns 8 to 15: two c side by side
-//     a (16 x 8) of tf32: row l / 4, columns l % 4 and l % 4 + 4. Not the same; but a sum over keys may be taken in any
-//     order, so key 2 i is called i and key 2 i + 1 is called i + 4, in p and in v alike.
+//     a (16 x 8) of tf32: row l / 4, columns l % 4 and l % 4 + 4. Not the same; but a sum over keys may be
+//     taken in any order, so key 2 i is called i and key 2 i + 1 is called i + 4, in p and in v alike.
 //
-// As in flash.cu the tile of keys walks, with cp.async one tile ahead. Tiles stand in shared memory as they do in
-// matmul/tensor_core.cu: chunks of 16 bytes, chunk c of row r at c ^ (r % 8), so that no two lanes want the same bank.
+// As in flash.cu the tile of keys walks, with cp.async one tile ahead. Tiles stand in shared memory as they
+// do in matmul/tensor_core.cu: chunks of 16 bytes, chunk c of row r at c ^ (r % 8), so that no two lanes want
+// the same bank.
 //
-// Powers of 2 are one instruction and powers of e two, so scores are multiplied by scale log2(e). A probability is
-// rounded to bfloat16 (or tf32) before it meets v; the sum of a row is taken from unrounded ones.
+// Powers of 2 are one instruction and powers of e two, so scores are multiplied by scale log2(e). A
+// probability is rounded to bfloat16 (or tf32) before it meets v; the sum of a row is taken from unrounded
+// ones.
 #include "attention/attention.cuh"
 
 constexpr int threads = 128, warps = 4, chunk_bytes = 16;
-constexpr float log2_e = 1.44269504f, ln_2 = 0.69314718f;
+constexpr float log2_e = 1.44269504f;
 
 /// Sizes for elements T and heads of D columns.
 template <class T, int D>
@@ -180,7 +182,8 @@ struct alignas(2 * sizeof(T)) Pair {
     T x, y;
 };
 
-/// factor[i][h] sums to rows `row` and following of a matrix: of each 16, row l / 4 (h = 0) and 8 below (h = 1).
+/// factor[i][h] sums to rows `row` and following of a matrix: of each 16, row l / 4 (h = 0) and 8 below (h =
+/// 1).
 template <class T, int D, int m_tiles>
 __device__ void write_rows(T* first, const float (&sums)[m_tiles][D / 8][4], const float (&factor)[m_tiles][2],
                            int row, int count, int size, int stride) {
@@ -207,9 +210,9 @@ __device__ void write_rows(T* first, const float (&sums)[m_tiles][D / 8][4], con
         }
 }
 
-/// What multiplies the four probabilities that a lane holds of a product: queries t and t + 8, keys j and j + 1, where j
-/// is 2 (l % 4) plus a multiple of 8. Of a block of four keys two lanes hold two each. Each of them draws the
-/// words of one query, and gives the other what that one needs.
+/// What multiplies the four probabilities that a lane holds of a product: queries t and t + 8, keys j and j +
+/// 1, where j is 2 (l % 4) plus a multiple of 8. Of a block of four keys two lanes hold two each. Each of
+/// them draws the words of one query, and gives the other what that one needs.
 __device__ void keep_queries_by_keys(float (&kept)[4], const Dropout& dropout, int t, int n, int j) {
     bool odd = threadIdx.x % 2;
     uint4 words = philox(make_uint4(j / 4, odd ? t + 8 : t, n, 1), dropout.key);
@@ -219,9 +222,9 @@ __device__ void keep_queries_by_keys(float (&kept)[4], const Dropout& dropout, i
     kept[2] = dropout.of_word(odd ? words.z : x), kept[3] = dropout.of_word(odd ? words.w : y);
 }
 
-/// The same where rows are keys: keys j and j + 8, queries t and t + 1, where j is l / 4 plus a multiple of 8. Four lanes
-/// hold the keys of a block of four, for two queries and two blocks: four draws, one for each lane. Then lane i
-/// has row i of a matrix of 4 x 4 words and needs column i; two exchanges transpose it.
+/// The same where rows are keys: keys j and j + 8, queries t and t + 1, where j is l / 4 plus a multiple of
+/// 8. Four lanes hold the keys of a block of four, for two queries and two blocks: four draws, one for each
+/// lane. Then lane i has row i of a matrix of 4 x 4 words and needs column i; two exchanges transpose it.
 __device__ void keep_keys_by_queries(float (&kept)[4], const Dropout& dropout, int t, int n, int j) {
     int i = threadIdx.x / 4 % 4;  // which of the four keys
     uint4 words = philox(make_uint4(j / 4 + i / 2 * 2, t + i % 2, n, 1), dropout.key);
@@ -262,7 +265,8 @@ __global__ void __launch_bounds__(128) flash_tensor_core_forward(
     constexpr int walk_rows = Sizes<T, D>::forward_walk_rows, n_tiles = walk_rows / 8;
     DYNAMIC_SHARED(T, shared);
     T *q_tile = shared, *k_tiles = q_tile + own_rows * D, *v_tiles = k_tiles + 2 * walk_rows * D;
-    // With causal the last tiles of a text are the longest: they come first, so that no long one is left at the end.
+    // With causal the last tiles of a text are the longest: they come first, so that no long one is left at
+    // the end.
     Tile tile = find_tile(causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y, own_rows, q_segments, texts, rows);
     if (tile.text < 0) return;
     Dropout dropout{threshold, keep_scale, {key0, key1}};
@@ -377,7 +381,8 @@ __global__ void __launch_bounds__(128) flash_tensor_core_dk_dv(
     long long own_place = (long long)(keys.start + tile.first) * k_stride + m * size;
     bool is_aligned = rows_are_aligned(q, size) && rows_are_aligned(k, size) && rows_are_aligned(v, size) &&
                       rows_are_aligned(dout, size);
-    // Causal: query i sees key j from i = j - (keys - queries) on. The group's heads are walked one after the other.
+    // Causal: query i sees key j from i = j - (keys - queries) on. The group's heads are walked one after the
+    // other.
     int first_query = causal ? max(0, tile.first - (keys.length() - queries.length())) : 0;
     int tiles = max(0, (queries.length() - first_query + walk_rows - 1) / walk_rows), turns = group * tiles;
     auto fetch = [&](int turn) {

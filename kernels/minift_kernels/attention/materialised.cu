@@ -14,8 +14,8 @@
 //                dscores = probabilities (dprobabilities - dout out)
 //                dq = scale dscores k    dk = scale dscores^T q    dv = probabilities^T dout
 //
-// Each kernel is simple, and the matrices are what it costs: for 16 texts of 512 tokens and 12 heads one holds 200 MB,
-// and forward writes and reads it three times. flash.cu does without it.
+// Each kernel is simple, and the matrices are what it costs: for 16 texts of 512 tokens and 12 heads one
+// holds 200 MB, and forward writes and reads it three times. flash.cu does without it.
 //
 // Kernels whose elements are those of such a matrix have a thread for each: x counts keys, y query rows, z
 // heads. Others have a thread for each element of their result.

@@ -14,8 +14,8 @@
 //     # # # #      . # . .                         . . . .      . . . .
 //     32 rows, K numbers apart                     all read one number of a
 //
-// Memory comes in sectors of 32 bytes. Reading 32 float32 that lie side by side takes 4 of them, and reading 32
-// that lie K apart takes 32, of each of which 4 bytes are used; the same goes for writing c. (If a or b is
+// Memory comes in sectors of 32 bytes. Reading 32 float32 that lie side by side takes 4 of them, and reading
+// 32 that lie K apart takes 32, of each of which 4 bytes are used; the same goes for writing c. (If a or b is
 // a transposed view, the rows and columns of that factor change places, and so does what is said here.)
 //
 // Either way each number of a is read N times and each of b M times, mostly from the caches: 2 reads for each

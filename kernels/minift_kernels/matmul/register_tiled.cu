@@ -1,5 +1,5 @@
-// c = a b + bias in tiles of tiles: a block of 256 threads computes 128 x 128 elements of c, and each thread 8 x 8
-// of them, which it keeps in registers.
+// c = a b + bias in tiles of tiles: a block of 256 threads computes 128 x 128 elements of c, and each thread
+// 8 x 8 of them, which it keeps in registers.
 //
 //                                          b_k  the thread's 8 columns of b: 2 x 4 numbers
 //                                           ||||        ||||
@@ -12,10 +12,10 @@
 // numbers in the time in which 128 multiply-adds could be done. Here it is a quarter of a number. (Volkov and
 // Demmel 2008, "Benchmarking GPUs to tune dense linear algebra".)
 //
-// Numbers travel in fours, in one instruction of 16 bytes (8 for bfloat16): from memory where they lie so that
-// this is possible, and from shared memory always. For that both tiles stand with the 128 numbers of one k side
-// by side. A thread's rows are 4 beside each other and 4 that are 64 further down, so that the threads of a
-// warp read 4 numbers each from one connected piece of shared memory: no two want the same bank.
+// Numbers travel in fours, in one instruction of 16 bytes (8 for bfloat16): from memory where they lie so
+// that this is possible, and from shared memory always. For that both tiles stand with the 128 numbers of one
+// k side by side. A thread's rows are 4 beside each other and 4 that are 64 further down, so that the threads
+// of a warp read 4 numbers each from one connected piece of shared memory: no two want the same bank.
 //
 // While a tile is multiplied, the next one is on its way from memory to registers.
 #include "device.h"
@@ -42,7 +42,8 @@ struct Share {
         k = along_k ? number % (tile_depth / 4) * 4 : number / (tile_size / 4);
     }
 
-    /// From x, whose element (i, k) stands at first + i stride_i + k stride_k, with 0 beyond count_i and count_k.
+    /// From x, whose element (i, k) stands at first + i stride_i + k stride_k, with 0 beyond count_i and
+    /// count_k.
     template <class T>
     __device__ void fetch(const T* first, long long stride_i, long long stride_k, int count_i, int count_k,
                           int first_i, int first_k) {

@@ -1,9 +1,9 @@
 // The sum of the rows of x (R, C), which is the gradient of a bias: sums (C).
 //
 // Consecutive threads take consecutive columns, so every read is coalesced. There are few columns and many
-// rows, so the rows are shared among blocks too: each block adds up a run of rows, 8 threads a column, and
-// a second kernel adds up what the blocks found. Nothing is added atomically, so the order of the additions, and
-// with it the result, is always the same.
+// rows, so the rows are shared among blocks too: each block adds up a run of rows, 8 threads a column, and a
+// second kernel adds up what the blocks found. Nothing is added atomically, so the order of the additions,
+// and with it the result, is always the same.
 //
 //        32 columns
 //      | ty = 0     |            |    partial[0]    = the sum of the block's rows 0, 8, 16 ... (thread ty = 0)

@@ -1,10 +1,10 @@
-// c = a b + bias on tensor cores, which multiply small matrices in one instruction: 16 x 16 by 16 x 8 in bfloat16, or
-// 16 x 8 by 8 x 8 in tf32 (float32 of which only the upper 19 bits are read). Sums are float32.
+// c = a b + bias on tensor cores, which multiply small matrices in one instruction: 16 x 16 by 16 x 8 in
+// bfloat16, or 16 x 8 by 8 x 8 in tf32 (float32 of which only the upper 19 bits are read). Sums are float32.
 //
 // The factors' tiles are as in register_tiled.cu, 128 x 128 elements of c a block. What changes:
 //
-// 1. A warp, not a thread, owns a part of c: 4 warps, 64 x 64 each. An instruction's operands are spread over the
-//    registers of all 32 lanes; ldmatrix loads them that way from shared memory.
+// 1. A warp, not a thread, owns a part of c: 4 warps, 64 x 64 each. An instruction's operands are spread over
+//    the registers of all 32 lanes; ldmatrix loads them that way from shared memory.
 //
 //           +---------+---------+        warp 0 = 4 x 8 of   +--------+
 //           | warp 0  | warp 1  |                            | 16 x 8 |
@@ -12,28 +12,28 @@
 //           | warp 2  | warp 3  |
 //           +---------+---------+        each fetched a serves 8 products, each b 4
 //
-// 2. cp.async copies from memory to shared memory while the warp computes, past the registers. There is room for three
-//    pairs of tiles: one is being multiplied while two are under way.
+// 2. cp.async copies from memory to shared memory while the warp computes, past the registers. There is room
+//    for three pairs of tiles: one is being multiplied while two are under way.
 //
 //        multiply   | tile 0 | tile 1 | tile 2 | ...
 //        under way  | 1, 2   | 2, 3   | 3, 4   |           place of tile i: i % 3
 //
-//    One barrier a tile does two things: everybody's copies of this tile are here, and everybody has read the last
-//    tile, whose place the next copies take.
+//    One barrier a tile does two things: everybody's copies of this tile are here, and everybody has read the
+//    last tile, whose place the next copies take.
 //
-// 3. Shared memory without bank conflicts. It serves 128 bytes at a time, 8 chunks of 16 bytes in different places of
-//    their 128. ldmatrix wants chunk c of 8 rows, which would all be in the same place, so in row r chunk c stands
-//    at c ^ (r % 8) ("swizzled"):
+// 3. Shared memory without bank conflicts. It serves 128 bytes at a time, 8 chunks of 16 bytes in different
+//    places of their 128. ldmatrix wants chunk c of 8 rows, which would all be in the same place, so in row r
+//    chunk c stands at c ^ (r % 8) ("swizzled"):
 //
 //        row 0   0 1 2 3 4 5 6 7
 //        row 1   1 0 3 2 5 4 7 6       chunk 0 of the rows 0 to 7 is on the diagonal, in 8 places
 //        row 2   2 3 0 1 6 7 4 5
 //        ...
 //
-// A factor may lie either way in memory, and its tile lies as it does: with k along the rows, or across them. Of
-// 16-bit numbers ldmatrix can swap rows and columns on the way to the registers; of 32-bit numbers it cannot,
-// and lanes load them one by one (chunk c of row r then stands at c ^ 2 (r % 4), for the four k that lanes
-// read side by side).
+// A factor may lie either way in memory, and its tile lies as it does: with k along the rows, or across them.
+// Of 16-bit numbers ldmatrix can swap rows and columns on the way to the registers; of 32-bit numbers it
+// cannot, and lanes load them one by one (chunk c of row r then stands at c ^ 2 (r % 4), for the four k that
+// lanes read side by side).
 //
 // tf32 rounds a and b to 11 bits: a product is off by at most 2^-10 of its size, and so is c by at most
 // (2^-10 + K 2^-22) sum_k |a_ik| |b_kj|. bfloat16 products are exact in float32.
@@ -43,7 +43,8 @@ constexpr int tile_size = 128, stages = 3, warp_size = 64;
 constexpr int chunk_bytes = 16, tile_bytes = 128 * tile_size, chunks_of_tile = tile_bytes / chunk_bytes;
 constexpr int threads = 128;
 
-/// The tiles of a factor: 128 rows of a (columns of b) by 128 bytes of k. An element is (i, k), i counting the former.
+/// The tiles of a factor: 128 rows of a (columns of b) by 128 bytes of k. An element is (i, k), i counting
+/// the former.
 template <class T, bool along_k>
 struct Factor {
     static constexpr int in_chunk = chunk_bytes / sizeof(T), depth = 128 / sizeof(T);
@@ -66,7 +67,8 @@ struct Factor {
         return (row * row_chunks + (chunk ^ swizzle)) * in_chunk;
     }
 
-    /// Begins to copy the tile from k on, with 0 beyond the edges. Rows that are not aligned are copied at once.
+    /// Begins to copy the tile from k on, with 0 beyond the edges. Rows that are not aligned are copied at
+    /// once.
     __device__ void fetch(T* tile, int k) const {
         constexpr int rows_at_once = threads / row_chunks;
         int row = threadIdx.x / row_chunks, chunk = threadIdx.x % row_chunks, column = chunk * in_chunk;
@@ -92,8 +94,8 @@ struct Factor {
     static __device__ void load(unsigned int (&registers)[4], const T* tile, int i, int step) {
         int lane = threadIdx.x % 32;
         if constexpr (loads_matrices) {
-            // Register r of an a is the 8 x 8 matrix of i from 8 (r % 2) on and half r / 2 of the step; of two b
-            // it is i from 8 (r / 2) on and half r % 2. Lane l gives row l % 8 of matrix l / 8.
+            // Register r of an a is the 8 x 8 matrix of i from 8 (r % 2) on and half r / 2 of the step; of
+            // two b it is i from 8 (r / 2) on and half r % 2. Lane l gives row l % 8 of matrix l / 8.
             int matrix = lane / 8, low = matrix % 2, high = matrix / 2;
             int i_half = as_a ? low : high, k_half = as_a ? high : low;
             if constexpr (along_k) {
@@ -127,8 +129,8 @@ struct alignas(2 * sizeof(T)) Pair {
     T x, y;
 };
 
-/// Blocks that run at the same time should need the same tiles, which then come from the cache: they go down 8 tiles of
-/// c before they go one to the right.
+/// Blocks that run at the same time should need the same tiles, which then come from the cache: they go down
+/// 8 tiles of c before they go one to the right.
 __device__ int2 tile_of_block() {
     int block = blockIdx.y * gridDim.x + blockIdx.x, in_band = 8 * gridDim.x, band = block / in_band;
     int height = min(8, (int)gridDim.y - 8 * band);
