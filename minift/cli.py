@@ -1,4 +1,4 @@
-"""The command line: `minift finetune`, `evaluate`, `predict`, `step` and `info`."""
+"""The command line: `minift finetune`, `evaluate`, `predict`, `trace`, `step` and `info`."""
 
 import json
 import sys
@@ -269,7 +269,7 @@ def run_step(options: Step) -> None:
     trace, batch = trace_text(model, options.text, options.label)
     if not sys.stdout.isatty():
         raise InputError("step draws on a terminal, and its output goes elsewhere")
-    tokens = " ".join(model.tokenizer.tokens(batch.ids))
+    tokens = " ".join(model.tokenizer.tokens(batch.ids.tolist()))
     Stepper(trace, f"loss {trace.loss:.4f}, label {options.label}: {tokens}").run()
 
 

@@ -49,20 +49,22 @@ def check_gradients(step: Step, seed: int = 0) -> list[GradientCheck]:
     if step.recorded is None or step.recorded.call is None:
         raise ValueError("only a step of a recording of arrays can be computed again")
     call, random = step.recorded.call, np.random.default_rng(seed)
-    weights = step.gradient.astype(np.float64)
+    inputs: tuple[Array | None, ...] = step.recorded.inputs
+    dy: Array = step.gradient
+    weights = dy.astype(np.float64)
     checks = []
-    for index, (name, contribution) in enumerate(zip(step.names, step.contributions, strict=True)):
-        if contribution is None:
+    contributions: tuple[Array | None, ...] = step.contributions
+    for index, (name, x, contribution) in enumerate(zip(step.names, inputs, contributions, strict=True)):
+        if x is None or contribution is None:
             continue
-        x = step.recorded.inputs[index]
         direction = random.standard_normal(x.shape)
         h = STEP * (_norm(x) / max(1, x.size) ** 0.5 or 1.0)
-        occurrence = sum(earlier is x for earlier in step.recorded.inputs[:index])
+        occurrence = sum(earlier is x for earlier in inputs[:index])
         forth = _run(call, x, occurrence, h * direction)
         back = _run(call, x, occurrence, -h * direction)
         measured = float(((forth - back) * weights).sum()) / (2 * h)
         said = float((contribution * direction).sum())
-        size = max(_norm(contribution), _norm(step.gradient) / 1000) or 1.0
+        size = max(_norm(contribution), _norm(dy) / 1000) or 1.0
         checks.append(GradientCheck(name, said, measured, abs(said - measured) / size))
     return checks
 

@@ -8,7 +8,7 @@ a view of a `Tape`; this file only draws, and binds keys to its moves. Needs Tex
 from pathlib import Path
 
 import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -148,7 +148,7 @@ class Stepper(App):
         where = f"step {tape.number + 1} of {len(self.trace)}, called at {_short(step.line)}"
         if step.bytes_held is not None:
             where += f"; the rest of the pass holds {step.bytes_held / 1e6:,.1f} MB"
-        shown = [title, Text(step.formula, style="italic"), Text(where, style="dim")]
+        shown: list[RenderableType] = [title, Text(step.formula, style="italic"), Text(where, style="dim")]
         if not tape.place.is_step:
             shown.append(
                 Text(f"folded: {len(tape.place.steps)} steps, of which this is the last (i opens it)")
