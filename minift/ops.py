@@ -8,7 +8,6 @@ no x is kept and no product is run.
 Axis letters: T tokens in the batch, B texts, H hidden size, N heads, D head size (H = N D), V vocabulary, C classes.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from minift_kernels import attention as attention_kernels
 from minift_kernels import dropout as dropout_kernels
 from minift_kernels import embedding as embedding_kernels
 from minift_kernels import gelu as gelu_kernels
+from minift_kernels import gelu_tanh as gelu_tanh_kernels
 from minift_kernels import layer_norm as layer_norm_kernels
 from minift_kernels import matmul as matmul_kernels
 from minift_kernels import softmax as softmax_kernels
@@ -95,20 +95,17 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """y = x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3): GELU's approximation (Hendrycks and Gimpel 2016).
+    """y = x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3): GELU's approximation, which GPT-2 uses.
 
-    Since (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), it is x times the share that a sigmoid lets pass. GPT-2 uses it.
+    Hendrycks and Gimpel 2016, section 2.
     """
     x_data = x.data
-    slope = 2 * (2 / math.pi) ** 0.5
-    passed = _sigmoid(slope * (x_data + 0.044715 * x_data * x_data * x_data))  # (..., )
 
     def backward(dy):
-        # y = x s(2u), so y' = s + x s (1 - s) 2u', 2u' = slope (1 + 3 * 0.044715 x^2)
-        rate = slope * (1 + 3 * 0.044715 * x_data * x_data)
-        return (dy * passed * (1 + x_data * (1 - passed) * rate),)
+        # y = x s with s = (1 + tanh(u)) / 2, so y' = s + x s (1 - s) 2 u'
+        return (gelu_tanh_kernels.backward(dy, x_data),)
 
-    return Tensor(x_data * passed, parents=(x,), backward=backward)
+    return Tensor(gelu_tanh_kernels.forward(x_data), parents=(x,), backward=backward)
 
 
 def swiglu(gate: Tensor, x: Tensor) -> Tensor:

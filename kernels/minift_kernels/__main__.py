@@ -242,6 +242,7 @@ STEPS: dict[str, Callable[[Setting], dict[str, Callable]]] = {
     "attention": _attention,
     "layer_norm": _layer_norm,
     "gelu": _gelu,
+    "gelu_tanh": _gelu,
     "dropout": _dropout,
     "embedding": _embedding,
     "cross_entropy": _cross_entropy,

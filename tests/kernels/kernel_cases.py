@@ -320,6 +320,7 @@ OPERATIONS = {
     "attention": (run_attention, attention_cases),
     "layer_norm": (run_layer_norm, layer_norm_cases),
     "gelu": (run_gelu, gelu_cases),
+    "gelu_tanh": (run_gelu, gelu_cases),
     "dropout": (run_dropout, dropout_cases),
     "embedding": (run_embedding, embedding_cases),
     "cross_entropy": (run_cross_entropy, cross_entropy_cases),

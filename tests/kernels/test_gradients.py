@@ -75,8 +75,9 @@ def test_layer_norm():
     check(lambda: forward()[0], (x, residual, weight, bias), dy, (dx, dx, dweight, dbias))
 
 
-def test_gelu():
-    gelu = reference("gelu")
+@pytest.mark.parametrize("operation", ["gelu", "gelu_tanh"])
+def test_gelu(operation):
+    gelu = reference(operation)
     x, dy = normal(3, 5, scale=2), normal(3, 5, seed=1)
     check(lambda: gelu.forward(x), (x,), dy, (gelu.backward(dy, x),))
 
