@@ -241,9 +241,14 @@ def longest_first(lengths: list[int], room: int) -> list[int]:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    """The entries of tokenizer_config.json, and the special tokens that older models keep in another file."""
+    """The entries of tokenizer_config.json, and those that some versions of transformers keep in other files."""
     files = [directory / "special_tokens_map.json", directory / "tokenizer_config.json"]
-    return {name: value for file in files if file.exists() for name, value in read_json(file).items()}
+    config = {name: value for file in files if file.exists() for name, value in read_json(file).items()}
+    template = directory / "chat_template.jinja"  # where transformers writes it since version 5
+    if template.exists():
+        with open_file(template) as file:
+            config["chat_template"] = file.read().decode("utf-8", errors="replace")
+    return config
 
 
 def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:

@@ -1,6 +1,7 @@
 """The tasks: one file each, and one line in this table."""
 
 from minift.tasks.fill_mask import FillMask
+from minift.tasks.instruction_tuning import InstructionTuning
 from minift.tasks.multi_label import MultiLabelClassification
 from minift.tasks.task_model import TaskModel
 from minift.tasks.text_classification import TextClassification
@@ -12,6 +13,7 @@ TASKS: dict[str, type[TaskModel]] = {
     "multi-label": MultiLabelClassification,
     "text-regression": TextRegression,
     "fill-mask": FillMask,
+    "instruction-tuning": InstructionTuning,
     "text-generation": TextGeneration,
 }
 """Every task by the name that `--task` takes."""
