@@ -81,7 +81,8 @@ def test_shell_lines_name_only_options_that_exist(words, capsys):
 
 
 def test_shell_lines_name_every_command():
-    assert {words[1] for words in COMMANDS} == {"finetune", "evaluate", "predict", "step", "trace", "info"}
+    commands = {"finetune", "evaluate", "predict", "step", "trace", "pretrain", "generate", "info"}
+    assert {words[1] for words in COMMANDS} == commands
 
 
 def test_options_named_in_the_text_exist(capsys):
