@@ -18,6 +18,7 @@ from minift.evaluate import evaluate
 from minift.generation import Sampling
 from minift.info import info
 from minift.load import load
+from minift.models.word_vectors import import_word2vec
 from minift.pretrain import PretrainingConfig, pretrain
 from minift.tasks.text_classification import TextClassification
 from minift.tasks.text_generation import TextGeneration
@@ -125,6 +126,17 @@ class Step:
 
 
 @dataclass(frozen=True)
+class ImportVectors:
+    """Make a model directory, to fine-tune from, of word vectors in word2vec's text format."""
+
+    file: tyro.conf.Positional[Path]
+    out: Path
+    """The directory to write."""
+    pooling: Literal["mean", "convolution"] = "mean"
+    """What makes a text of its words' vectors."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what this machine runs minift with."""
 
@@ -146,6 +158,7 @@ Command = (
     ]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Step, tyro.conf.subcommand("step")]
+    | Annotated[ImportVectors, tyro.conf.subcommand("import-vectors")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -273,6 +286,11 @@ def run_step(options: Step) -> None:
     Stepper(trace, f"loss {trace.loss:.4f}, label {options.label}: {tokens}").run()
 
 
+def run_import_vectors(options: ImportVectors) -> None:
+    import_word2vec(options.file, options.out, options.pooling)
+    print(f"wrote {options.out}")
+
+
 def run_info(options: Info) -> None:
     facts = info()
     if options.json:
@@ -293,5 +311,6 @@ RUN: dict[type, Callable[[Any], None]] = {
     PretrainingConfig: run_pretrain,
     Generate: run_generate,
     Step: run_step,
+    ImportVectors: run_import_vectors,
     Info: run_info,
 }

@@ -8,6 +8,7 @@ no x is kept and no product is run.
 Axis letters: T tokens in the batch, B texts, H hidden size, N heads, D head size (H = N D), V vocabulary, C classes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -274,3 +275,35 @@ def put_in_front(rows: Tensor, x: Tensor, segments: Array) -> Tensor:
     ]
     places = xp.concatenate([xp.arange(each.start, each.stop) for each in indices])
     return embedding(places, concatenate([rows, x]))
+
+
+def segment_mean(x: Tensor, offsets: Array) -> Tensor:
+    """The mean of each text's rows: x (T, H), offsets (B + 1,), y (B, H). No text may be empty."""
+    xp = array_namespace(x.data)
+    lengths = np.diff(offsets)
+    y = xp.add.reduceat(x.data, offsets[:-1], axis=0) / lengths[:, None].astype(x.dtype)  # (B, H)
+
+    def backward(dy):
+        # Each of a text's n rows has the slope 1 / n.
+        return (xp.repeat(dy / lengths[:, None].astype(dy.dtype), lengths, axis=0),)
+
+    return Tensor(y, parents=(x,), backward=backward)
+
+
+def segment_max(x: Tensor, offsets: Array) -> Tensor:
+    """The largest number of each column in each text's rows: x (T, H), offsets (B + 1,), y (B, H), no text empty."""
+    xp = array_namespace(x.data)
+    shape = x.shape
+    segments = itertools.pairwise(offsets)
+    largest = xp.stack(
+        [start + x.data[start:end].argmax(axis=0) for start, end in segments]
+    )  # (B, H), row numbers
+    columns_of = xp.arange(shape[1])
+
+    def backward(dy):
+        # Only the largest number was handed on; no two texts share a row.
+        dx = xp.zeros(shape, dy.dtype)
+        dx[largest, columns_of] = dy
+        return (dx,)
+
+    return Tensor(x.data[largest, columns_of], parents=(x,), backward=backward)

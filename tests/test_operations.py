@@ -24,6 +24,7 @@ SEGMENTS = np.array(
 KEYS = np.array([[1, 3], [3, 5], [5, 5], [6, 9]])
 IDS = np.array([2, 0, 2, 4])
 
+OFFSETS = np.array([0, 3, 4, 7])
 ANGLES = np.arange(3.0)[:, None] * np.array([1.0, 0.3])  # of 3 tokens and 2 pairs
 
 ARITHMETIC = {
@@ -79,6 +80,8 @@ NETWORK = {
     "rms norm": (lambda x, w: ops.rms_norm(x, w, 1e-5), normal(3, 5), normal(5)),
     "rotary": (lambda x: ops.rotary(x, np.cos(ANGLES), np.sin(ANGLES)), normal(3, 12)),
     "columns": (lambda x: ops.columns(x, 1, 3), normal(3, 5)),
+    "segment mean": (lambda x: ops.segment_mean(x, OFFSETS), normal(7, 3)),
+    "segment max": (lambda x: ops.segment_max(x, OFFSETS), normal(7, 3)),
     "relu": (ops.relu, normal(3, 5)),
     "softmax": (ops.softmax, normal(3, 5)),
     "dropout": (lambda x: ops.dropout(x, 0.4, (1, 2)), normal(3, 5)),

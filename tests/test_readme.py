@@ -81,8 +81,8 @@ def test_shell_lines_name_only_options_that_exist(words, capsys):
 
 
 def test_shell_lines_name_every_command():
-    commands = {"finetune", "evaluate", "predict", "step", "trace", "pretrain", "generate", "info"}
-    assert {words[1] for words in COMMANDS} == commands
+    models = {"finetune", "evaluate", "predict", "pretrain", "generate", "import-vectors"}
+    assert {words[1] for words in COMMANDS} == models | {"step", "trace", "info"}
 
 
 def test_options_named_in_the_text_exist(capsys):

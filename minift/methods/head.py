@@ -19,7 +19,8 @@ class Head(Method):
     name = "head"
 
     def apply(self, model: TaskModel) -> None:
-        model.body.freeze(len(model.body.layers))
+        for module in [*model.body.foundation, *model.body.layers]:
+            module.requires_grad_(False)
 
     def save(self, model: TaskModel, directory: Path) -> None:
         part.save(self, model, directory)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minift.errors import InputError
-from minift.models import bert, distilbert, gpt2, llama, roberta
+from minift.models import bert, distilbert, gpt2, llama, roberta, word_vectors
 from minift.models.architecture import Architecture
 
 MODELS: dict[str, Architecture] = {
@@ -16,6 +16,7 @@ MODELS: dict[str, Architecture] = {
         gpt2.ARCHITECTURE,
         llama.LLAMA,
         llama.QWEN2,
+        word_vectors.ARCHITECTURE,
     )
 }
 """Every architecture by the model_type of its config.json."""
