@@ -192,6 +192,31 @@ def softmax(x: Tensor) -> Tensor:
     return Tensor(y, parents=(x,), backward=backward)
 
 
+def segment_log_softmax(x: Tensor, segments: Array) -> Tensor:
+    """y_tc = x_tc - log sum_s exp(x_sc), s over the rows of t's own text: which row it is, for each column c.
+
+    x and y (T, C), segments (B, 2) as in `attention`; rows in no segment give 0. With C = 2 this is where an answer
+    begins and where it ends (Devlin et al. 2019, section 4.2). No kernel: T C is a thousandth of what a layer computes.
+    """
+    xp = array_namespace(x.data)
+    bounds = [(int(start), int(end)) for start, end in segments if end > start]
+    y = xp.zeros_like(x.data)
+    for start, end in bounds:
+        rows = x.data[start:end]
+        shifted = rows - rows.max(axis=0)  # so that exp cannot overflow
+        y[start:end] = shifted - xp.log(xp.exp(shifted).sum(axis=0))
+
+    def backward(dy):
+        # With p = exp(y), dy_t/dx_s = 1[s=t] - p_s within a text, so dx_s = dy_s - p_s sum_t dy_t
+        dx = xp.zeros_like(y)
+        for start, end in bounds:
+            part = dy[start:end]
+            dx[start:end] = part - xp.exp(y[start:end]) * part.sum(axis=0)
+        return (dx,)
+
+    return Tensor(y, parents=(x,), backward=backward)
+
+
 def dropout(x: Tensor, p: float, key: Key) -> Tensor:
     """Each element is 0 with probability p, else divided by 1 - p so that the mean stays (Srivastava et al. 2014).
 

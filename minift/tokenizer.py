@@ -9,7 +9,7 @@ long is cut.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from minift.errors import InputError
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts that the model reads together."""
+
+Span = tuple[int, int]
+"""A stretch of a text, in characters: the first one, and the one after the last."""
 
 BERT_SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
@@ -47,6 +50,8 @@ class Encoding:
     ids: list[int]
     token_types: list[int]
     truncated: bool
+    spans: list[Span | None] | None = None
+    """Where in the text each token stands; None for one that is special or of another text. Only where asked for."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,43 @@ class Tokenizer:
         pieces = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
         return [self._assemble([next(pieces).ids for _ in text]) for text in parts]
 
-    def _assemble(self, texts: list[list[int]]) -> Encoding:
+    def encode_spans(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode`, and each encoding says where in its text every token stands."""
+        pieces = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [self._assemble([each.ids], [each.offsets]) for each in pieces]
+
+    def encode_windows(self, pairs: Sequence[tuple[str, str]], overlap: int) -> list[list[Encoding]]:
+        """Each pair as one or more encodings: the first text, and as much of the second as fits, to the second's end.
+
+        Two windows that follow each other share `overlap` tokens of the second text, or half a window where that is
+        less. A first text longer than half the room is cut to it. `spans` are those of the second text.
+        """
+        texts = [text for pair in pairs for text in pair]
+        pieces = iter(self.backend.encode_batch(texts, add_special_tokens=False))
+        room = self.max_length - self._templates[2].specials
+        made = []
+        for first, second in zip(pieces, pieces, strict=True):
+            asked = first.ids[: max(1, room // 2)]
+            width = room - len(asked)
+            step = max(1, width - min(overlap, width // 2))
+            starts = [0, *range(step, len(second.ids) - width + step, step)]
+            made.append(
+                [
+                    replace(
+                        self._assemble(
+                            [asked, second.ids[start : start + width]],
+                            [[None] * len(asked), second.offsets[start : start + width]],
+                        ),
+                        truncated=len(asked) < len(first.ids),
+                    )
+                    for start in starts
+                ]
+            )
+        return made
+
+    def _assemble(
+        self, texts: list[list[int]], spans: Sequence[Sequence[Span | None]] | None = None
+    ) -> Encoding:
         template = self._templates[len(texts)]
         lengths = [len(ids) for ids in texts]
         kept = longest_first(lengths, room=self.max_length - template.specials)
@@ -131,8 +172,14 @@ class Tokenizer:
         ):
             tokens += [(token, token_type) for token in ids[:length]]
             tokens += after
+        placed: list[Span | None] = [None] * len(template.around[0])
+        for each, length, after in zip(spans or (), kept, template.around[1:], strict=spans is not None):
+            placed += [*each[:length], *[None] * len(after)]
         return Encoding(
-            [token for token, _ in tokens], [kind for _, kind in tokens], truncated=kept != lengths
+            [token for token, _ in tokens],
+            [kind for _, kind in tokens],
+            truncated=kept != lengths,
+            spans=None if spans is None else placed,
         )
 
     def _probe(self, text: str, pair: str | None = None) -> Template:

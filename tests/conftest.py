@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,17 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A folder with a tiny checkpoint (`model`), `train.tsv` and `dev.tsv`."""
+    """A folder with a tiny checkpoint (`model`), one without a head (`body`), `train.tsv` and `dev.tsv`."""
     from tiny import make_model, rows, write_tsv
 
+    from minift import checkpoint
+
     folder = tmp_path_factory.mktemp("tiny")
-    make_model(folder / "vocabulary").save(folder / "model")
+    model = make_model(folder / "vocabulary")
+    model.save(folder / "model")
+    shutil.copytree(folder / "model", folder / "body")
+    body = {name: parameter.data for name, parameter in model.named_parameters() if name.startswith("bert.")}
+    checkpoint.write_tensors(folder / "body" / checkpoint.WEIGHTS, body)
     write_tsv(folder / "train.tsv", rows(60, seed=1))
     write_tsv(folder / "dev.tsv", rows(30, seed=2))
     return folder

@@ -1,13 +1,14 @@
 """A BERT small enough for tests to train, and a data set that it can learn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import minift
 from minift.models.architecture import initialize
 from minift.models.bert import ARCHITECTURE, BertConfig
-from minift.tasks.text_classification import TextClassification
+from minift.tasks import TASKS
 from minift.tokenizer import Tokenizer
 
 WORDS = "a the film book meal was is it not very good bad fine dull great poor and but or , .".split()
@@ -31,11 +32,12 @@ def write_tokenizer(directory: Path) -> Tokenizer:
 
 
 def make_model(
-    directory: Path, config: BertConfig = CONFIG, labels=("negative", "positive")
-) -> TextClassification:
-    """A model with random weights, larger than a new model's, so that errors show."""
+    directory: Path, config: BertConfig = CONFIG, labels=("negative", "positive"), task="text-classification"
+) -> Any:
+    """A model for the task with random weights, larger than a new model's, so that errors show."""
     minift.manual_seed(3)
-    model = TextClassification(ARCHITECTURE, config, list(labels), write_tokenizer(directory))
+    make = TASKS[task]
+    model = make(ARCHITECTURE, config, labels if make.has_labels else None, write_tokenizer(directory))
     initialize(dict(model.named_parameters()), 0.15)
     return model
 
