@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from command import finetune_options, the_one_line
 from gradcheck import check_gradients
-from tiny import CONFIG, make_model, write_tokenizer
+from tiny import BAD, CONFIG, GOOD, make_model, write_tokenizer
 
 import minift
 from minift import ops
@@ -143,13 +143,8 @@ def test_windows_cover_the_context_and_overlap(tmp_path):
     tokenizer = Tokenizer.from_directory(write_tokenizer(tmp_path) and tmp_path, 12)
     context = "the film was very good , the meal was dull and the book was fine ."
     [windows] = tokenizer.encode_windows([("what was it", context)], overlap=2)
-    assert [len(window.ids) for window in windows] == [
-        12,
-        12,
-        12,
-        12,
-        10,
-    ]  # 6 of 16 tokens in each, 4 new ones
+    # Of 16 tokens each window has 6, and shares 2 with the one before.
+    assert [len(window.ids) for window in windows] == [12, 12, 12, 10]
     for number, window in enumerate(windows):
         tokens = tokenizer.tokens(window.ids)
         assert tokens[:5] == ["[CLS]", "what" if "what" in tokens else "[UNK]", "was", "it", "[SEP]"]
@@ -177,17 +172,22 @@ def test_an_endless_question_leaves_room_for_the_context(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "rows"), [((9, 12), (7, 7)), ((4, 12), (6, 7)), ((13, 22), (8, 9)), ((15, 20), (0, 0))]
+    ("answer", "rows"),
+    [
+        ((9, 12), (6, 6)),
+        ((4, 12), (5, 6)),
+        ((13, 22), (7, 8)),
+        ((15, 20), (7, 8)),  # inside two tokens: nearest to it is both
+        ((18, 33), (0, 0)),  # the window ends before it does
+        ((23, 24), (0, 0)),  # it is not in the window
+        (None, (0, 0)),
+    ],
 )
 def test_rows_of_an_answer(tmp_path, answer, rows):
-    """An answer that the second window begins in the middle of, or that begins inside a token, is not all in there."""
     tokenizer = Tokenizer.from_directory(write_tokenizer(tmp_path) and tmp_path, 10)
-    context = "the film was very good , the meal"
-    first, *_ = tokenizer.encode_windows([("was it", context)], overlap=2)[0]
-    assert first.spans[4:9] == [(0, 3), (4, 8), (9, 12), (13, 17), (18, 22)]
-    shifted = tuple(row - 1 if row else 0 for row in rows)
-    assert rows_of_answer(first, answer) == shifted
-    assert rows_of_answer(first, (18, 33)) == (0, 0) and rows_of_answer(first, None) == (0, 0)
+    first, *_ = tokenizer.encode_windows([("was it", "the film was very good , the meal")], overlap=2)[0]
+    assert first.spans == [None] * 4 + [(0, 3), (4, 8), (9, 12), (13, 17), (18, 22), None]
+    assert rows_of_answer(first, answer) == rows
 
 
 # ---- The softmax within each text ----
@@ -277,48 +277,35 @@ def test_no_answer_where_its_score_is_higher(tmp_path):
 
 # ---- The way through ----
 
-FACTS = [
-    ("film", "good"),
-    ("book", "dull"),
-    ("meal", "great"),
-    ("film", "poor"),
-    ("book", "fine"),
-    ("meal", "bad"),
-]
 
-
-def facts(path, count: int, seed: int, impossible: bool):
-    """Two statements a text, in either order; one is asked for, or in version 2 something that is not said."""
+def opinions(path, count: int, seed: int, impossible: bool):
+    """What was good in a text of a good and a bad word; in version 2 some texts have bad words alone."""
     random = np.random.default_rng(seed)
     paragraphs = []
     for number in range(count):
-        (thing, first), (other, second) = (
-            FACTS[index] for index in random.choice(6, 2, replace=False).tolist()
-        )
-        if thing == other:
-            continue
-        context = f"the {thing} was {first} , the {other} was {second} ."
-        entry = {"id": str(number), "question": f"was the {other} it ?"}
-        if impossible and number % 2:
-            missing = next(name for name in ("film", "book", "meal") if name not in (thing, other))
-            entry |= {"question": f"was the {missing} it ?", "answers": [], "is_impossible": True}
+        good, bad, worse = (str(random.choice(sorted(words))) for words in (GOOD, BAD, BAD))
+        entry = {"id": str(number), "question": "what was it ?"}
+        words = [bad, worse] if impossible and number % 2 else random.permutation([good, bad]).tolist()
+        context = f"the film was {words[0]} , the {random.choice(['book', 'meal'])} {words[1]} ."
+        if good in words:
+            entry["answers"] = [{"text": good, "answer_start": context.index(good)}]
         else:
-            entry["answers"] = [{"text": second, "answer_start": context.rindex(second)}]
+            entry |= {"answers": [], "is_impossible": True}
         paragraphs.append({"context": context, "qas": [entry]})
-    path.write_text(json.dumps({"data": [{"title": "facts", "paragraphs": paragraphs}]}))
+    path.write_text(json.dumps({"data": [{"title": "opinions", "paragraphs": paragraphs}]}))
     return path
 
 
 def test_from_end_to_end(tiny, tmp_path, run):
-    train = facts(tmp_path / "train.json", 300, 1, impossible=True)
-    dev = facts(tmp_path / "dev.json", 60, 2, impossible=True)
+    train = opinions(tmp_path / "train.json", 300, 1, impossible=True)
+    dev = opinions(tmp_path / "dev.json", 60, 2, impossible=True)
     out = tmp_path / "out"
     changes = {"model": tiny / "body", "task": "question-answering", "train": train, "dev": dev}
     status, printed, stderr = run(*finetune_options(tiny, out, epochs=6, **changes))
     assert status == 0, stderr
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics["after"])[:4] == ["f1", "exact_match", "answered_f1", "unanswered_f1"]
-    assert metrics["after"]["f1"] > metrics["before"]["f1"] + 0.3
+    assert metrics["after"]["f1"] > 0.8 > metrics["before"]["f1"]
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["BertForQuestionAnswering"] and config["no_answer_threshold"] == 0
 
@@ -341,7 +328,7 @@ def test_from_end_to_end(tiny, tmp_path, run):
 def test_a_model_of_questions_that_all_have_answers_always_answers(tmp_path):
     model = make_model(tmp_path, task="question-answering")
     for impossible, threshold in ((True, 0.0), (False, None)):
-        model.prepare(Questions(facts(tmp_path / "a.json", 9, 1, impossible)))
+        model.prepare(Questions(opinions(tmp_path / "a.json", 9, 1, impossible)))
         assert model.no_answer_threshold == threshold
 
 

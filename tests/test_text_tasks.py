@@ -121,7 +121,7 @@ def test_regression_from_end_to_end(tiny, tmp_path, run):
         "train": tmp_path / "train.tsv",
         "dev": tmp_path / "dev.tsv",
     }
-    status, _, stderr = run(*finetune_options(tiny, out, epochs=4, **changes))
+    status, _, stderr = run(*finetune_options(tiny, out, epochs=8, **changes))
     assert status == 0, stderr
     after = json.loads((out / "metrics.json").read_text())["after"]
     assert list(after)[:2] == ["pearson", "spearman"] and after["pearson"] > 0.8

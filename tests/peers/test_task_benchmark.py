@@ -1,0 +1,41 @@
+"""The comparison of all tasks with transformers runs, goes on where it was stopped, and says what it will cost."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.peers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder / "vocabulary", task="question-answering").save(folder / "model")
+    return folder / "model"
+
+
+def compare(model: Path, data: Path, results: Path, *options: str) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / "tasks.py", "--model", model, "--data", data]
+    command += ["--results", results, "--seeds", "0", "--examples", "8", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_task_on_both_sides_and_no_run_twice(model, shared_data, tmp_path):
+    results = tmp_path / "tasks.jsonl"
+    printed = compare(model, shared_data, results, "--tasks", "trec", "stsb")
+    assert "4 runs, 4 of them still to do: about " in printed and len(results.read_text().splitlines()) == 4
+    printed = compare(model, shared_data, results, "--tasks", "trec", "wnut17", "squad", "stsb")
+    assert "8 runs, 4 of them still to do" in printed
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(lines) == 8 and {line["library"] for line in lines} == {"minift", "transformers"}
+    for line in lines:
+        assert all(-1 <= value <= 1 for value in line["metrics"].values()) and line["seconds"] > 0
+    assert printed.count("minift - transformers: ") == 6  # accuracy; f1; exact match, f1; Pearson, Spearman
