@@ -20,6 +20,7 @@ from minift.info import info
 from minift.load import load
 from minift.models.word_vectors import import_word2vec
 from minift.pretrain import PretrainingConfig, pretrain
+from minift.tasks import TASKS
 from minift.tasks.text_classification import TextClassification
 from minift.tasks.text_generation import TextGeneration
 from minift.text_trace import trace_text
@@ -32,12 +33,12 @@ Precision = Literal["float32", "tf32", "bf16"]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Say how well a fine-tuned model does on labelled texts."""
+    """Say how well a fine-tuned model does on labelled examples."""
 
     directory: tyro.conf.Positional[str]
     """What `minift finetune` or transformers wrote."""
     data: Path
-    """Labelled texts: .tsv, .csv or .jsonl with a header."""
+    """Labelled examples, such as the model was trained on."""
     batch_size: int = 32
     device: Device = "cpu"
     """Where to compute: cpu, or cuda for an NVIDIA GPU."""
@@ -200,7 +201,7 @@ def run_finetune(config: TrainingConfig) -> None:
             f"{metrics['truncated']} texts were longer than the maximum and were truncated (each epoch counts)"
         )
     print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
-    print(f'next: minift predict {config.out} --text "..."')
+    print(f"next: minift predict {config.out} {TASKS[config.task].asked_with}")
 
 
 def run_evaluate(options: Evaluate) -> None:

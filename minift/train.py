@@ -30,15 +30,15 @@ class TrainingConfig:
     """Everything that decides how a fine-tuning goes."""
 
     train: Path
-    """Labelled texts to learn from: .tsv, .csv or .jsonl with a header."""
+    """Labelled examples: .tsv, .csv or .jsonl with a header, CoNLL's columns, or SQuAD's .json, as the task reads."""
     out: Path
     """The directory to write."""
     dev: Path | None = None
-    """Labelled texts to judge by, before and after; never learned from."""
+    """Labelled examples to judge by, before and after; never learned from."""
     model: str = "minilm"
     """A Hugging Face directory, a hub id, or minilm."""
     task: str = "text-classification"
-    """What the model learns to say of a text: one of the tasks of minift.tasks.TASKS."""
+    """One of text-classification, multi-label, text-regression, token-classification, question-answering."""
     epochs: int = 2
     """How often every training text is seen."""
     batch_size: int = 32

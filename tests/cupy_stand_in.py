@@ -183,7 +183,7 @@ class _Kernel:
 
 FUNCTIONS = """
     empty empty_like zeros zeros_like ones ones_like full full_like arange ascontiguousarray broadcast_to expand_dims
-    concatenate stack where choose exp log sqrt tanh square abs maximum minimum isfinite isnan isneginf matmul
+    concatenate stack where choose exp log log1p sqrt tanh square abs maximum minimum isfinite isnan isneginf matmul
     frexp argsort cumsum repeat searchsorted argmax max sum prod clip logical_and
 """.split()
 

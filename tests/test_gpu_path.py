@@ -63,6 +63,30 @@ def assert_close(got, want, tolerance):
             np.testing.assert_allclose(got[name], want[name], tolerance, tolerance, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("task", "inputs", "targets"),
+    [
+        ("multi-label", TEXTS, np.array([[1, 0], [0, 0], [1, 1], [0, 1]], np.float32)),
+        ("text-regression", TEXTS, np.array([1.5, -2, 0, 3], np.float32)),
+        ("token-classification", [tuple(text.split()) for text in TEXTS], [[1] * 4, [0] * 5, [1], [0] * 10]),
+        ("question-answering", [(TEXTS[2], text) for text in TEXTS], [((4, 8),), (), ((0, 4),), ((3, 9),)]),
+    ],
+)
+def test_the_loss_of_every_task_is_that_of_the_reference(tmp_path, cupy, task, inputs, targets):
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        with minift.use_kernels("reference"):
+            model = make_model(tmp_path, task=task).to(device=device).eval()
+            batch = model.pack(inputs, targets)
+            loss = model.loss(model(batch), batch)
+            loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: as_numpy(each.grad) for name, each in model.named_parameters()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    for name, want in gradients[0].items():
+        np.testing.assert_allclose(gradients[1][name], want, 1e-5, 1e-6, err_msg=name)
+
+
 def test_the_gpu_takes_the_best_rungs_and_launches_them(tmp_path, cupy, monkeypatch):
     launched = set()
     launch = gpu.launch

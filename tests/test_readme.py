@@ -7,6 +7,7 @@ import pytest
 
 import minift
 from minift.cli import main
+from minift.tasks import TASKS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -83,6 +84,12 @@ def test_shell_lines_name_only_options_that_exist(words, capsys):
 def test_shell_lines_name_every_command():
     models = {"finetune", "evaluate", "predict", "pretrain", "generate", "import-vectors"}
     assert {words[1] for words in COMMANDS} == models | {"step", "trace", "info"}
+
+
+def test_readme_and_help_name_every_task(capsys):
+    printed = help_of("finetune", capsys)
+    for task in TASKS:
+        assert f"| `{task}`" in README and task in printed
 
 
 def test_options_named_in_the_text_exist(capsys):

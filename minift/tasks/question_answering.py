@@ -62,6 +62,7 @@ class QuestionAnswering(TaskModel):
     """The span of a text that answers a question: of each window a softmax over its tokens, for either end."""
 
     head = "QuestionAnswering"
+    asked_with = '--question "..." --context "..."'
     settings = ("no_answer_threshold",)
     no_answer_threshold: float | None = None
     """The model says that there is no answer where the score of that exceeds the answer's by more; None: it never does.
@@ -115,7 +116,7 @@ class QuestionAnswering(TaskModel):
         """The mean over windows and ends of -log softmax(scores)[right row]."""
         log_probabilities = segment_log_softmax(output, batch.segments)  # (T, 2)
         rows = batch.offsets[:-1, None] + batch.labels  # (B, 2)
-        return -log_probabilities[rows, np.array([0, 1])].mean()
+        return -log_probabilities.reshape(-1)[2 * rows + [0, 1]].mean()
 
     def decode(self, output: np.ndarray, batch: WindowBatch) -> list[Answer]:
         nothing = Answer("", 0, 0, score=-np.inf, no_answer_score=np.inf)

@@ -42,6 +42,8 @@ class TaskModel(Module):
     """Whether the outputs are classes that have names."""
     smooths_labels: ClassVar[bool] = False
     """Whether the loss heeds `label_smoothing`."""
+    asked_with: ClassVar[str] = '--text "..."'
+    """The options of `minift predict` that give it an input."""
     settings: ClassVar[tuple[str, ...]] = ()
     """The attributes that config.json keeps beside the model's shape."""
 
