@@ -10,7 +10,7 @@ from tiny import BAD, CONFIG, GOOD, make_model, write_tokenizer
 
 import minift
 from minift import ops
-from minift.tasks.question_answering import QuestionAnswering, best_span, rows_of_answer
+from minift.tasks.question_answering import LOWEST, QuestionAnswering, best_span, rows_of_answer
 from minift.tasks.squad import Questions, exact_match, normalized, word_f1
 from minift.tokenizer import Tokenizer
 
@@ -242,7 +242,7 @@ def test_best_span_is_the_best_of_all_valid_ones(monkeypatch):
             for last in range(first, min(first + 3, 8))
         )
         assert best_span(logits, spans) == pytest.approx(expected)
-    assert best_span(logits, [None] * 9) == (-np.inf, 0, 0)
+    assert best_span(logits, [None] * 9) == (LOWEST, 0, 0)
 
 
 def test_the_best_of_all_windows_in_the_original_characters(tmp_path):

@@ -29,6 +29,9 @@ OVERLAP = 128
 LONGEST_ANSWER = 30
 """In tokens: longer spans are not looked at."""
 
+LOWEST = float(np.finfo(np.float32).min)
+"""Below every score, and a number that JSON can write, which minus infinity is not."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -119,7 +122,7 @@ class QuestionAnswering(TaskModel):
         return -log_probabilities.reshape(-1)[2 * rows + [0, 1]].mean()
 
     def decode(self, output: np.ndarray, batch: WindowBatch) -> list[Answer]:
-        nothing = Answer("", 0, 0, score=-np.inf, no_answer_score=np.inf)
+        nothing = Answer("", 0, 0, score=LOWEST, no_answer_score=-LOWEST)
         answers = [nothing] * len(batch.pairs)
         for (first, last), spans, owner in zip(batch.segments, batch.spans, batch.owners, strict=True):
             logits = output[first:last]  # (tokens, 2)
@@ -180,11 +183,11 @@ def rows_of_answer(window: Encoding, answer: Span | None) -> tuple[int, int]:
 def best_span(logits: np.ndarray, spans: Sequence[Span | None]) -> tuple[float, int, int]:
     """The highest sum of a token's start score and the end score of one behind it, and its first and last character.
 
-    logits (tokens, 2). Only tokens with a span count, and spans of up to LONGEST_ANSWER tokens. Minus infinity, 0, 0
-    where no token has a span.
+    logits (tokens, 2). Only tokens with a span count, and spans of up to LONGEST_ANSWER tokens. LOWEST, 0, 0 where no
+    token has a span.
     """
     rows = [row for row, span in enumerate(spans) if span is not None]
-    best = (-np.inf, 0, 0)
+    best = (LOWEST, 0, 0)
     if not rows:
         return best
     starts, ends = logits[rows, 0], logits[rows, 1]
