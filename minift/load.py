@@ -40,9 +40,9 @@ def load(
     `name` is a Hugging Face directory, a hub id, or "minilm". `task` is one of `TASKS`; without it, the task that the
     checkpoint was fine-tuned for. `labels` names the classes in the order of their indices; without it they are those
     of the checkpoint. `max_length` is the longest text in tokens; without it, what the checkpoint says. `device` is
-    "cpu" or "cuda", `precision` "float32", "tf32" or "bf16" (see `Module.compute_in`). Weights that the checkpoint lacks
-    are drawn as transformers draws them, and one line says which; the head may be among them where `labels` are given
-    or `new_head` is true.
+    "cpu" or "cuda", `precision` "float32", "tf32" or "bf16" (see `Module.compute_in`). Weights that the checkpoint
+    lacks are drawn as transformers draws them, and one line says which; the head may be among them where `labels` are
+    given or `new_head` is true.
 
     Raises InputError for a checkpoint that cannot be found or read, a tokenizer that does not fit the vocabulary, a
     weight of another shape, for a checkpoint that has no labels or no trained head where no new one is allowed, and

@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import make_model
+from tiny import CONFIG, make_model
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("transformers")
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.peers
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    make_model(folder / "vocabulary", task="question-answering").save(folder / "model")
+    config = replace(CONFIG, max_position_embeddings=384)
+    make_model(folder / "vocabulary", config, task="question-answering").save(folder / "model")
     return folder / "model"
 
 
