@@ -84,6 +84,7 @@ NETWORK = {
     "segment max": (lambda x: ops.segment_max(x, OFFSETS), normal(7, 3)),
     "relu": (ops.relu, normal(3, 5)),
     "softmax": (ops.softmax, normal(3, 5)),
+    "segment log-softmax": (lambda x: ops.segment_log_softmax(x, SEGMENTS), normal(8, 2)),
     "dropout": (lambda x: ops.dropout(x, 0.4, (1, 2)), normal(3, 5)),
     "attention": (
         lambda q, k, v: ops.attention(q, k, v, SEGMENTS, SEGMENTS, heads=2),
