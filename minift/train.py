@@ -38,7 +38,8 @@ class TrainingConfig:
     model: str = "minilm"
     """A Hugging Face directory, a hub id, or minilm."""
     task: str = "text-classification"
-    """One of text-classification, multi-label, text-regression, token-classification, question-answering."""
+    """What is learned: text-classification, multi-label, text-regression, token-classification, question-answering,
+    fill-mask or text-generation."""
     epochs: int = 2
     """How often every training text is seen."""
     batch_size: int = 32
