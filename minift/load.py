@@ -89,8 +89,7 @@ def _load_whole(
     tokenizer.check_vocabulary(config.vocab_size)
     with skip_init():
         model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
-    for setting in make.settings:
-        setattr(model, setting, config_json.get(setting, getattr(model, setting)))
+    _restore_settings(model, config_json)
     report = fill(model, directory, config.initializer_range)
     model.source = str(Path(name).expanduser().resolve() if Path(name).expanduser().is_dir() else name)
     model.drawn = tuple(report.initialized)
@@ -118,6 +117,7 @@ def _load_part(
     make = _task(task, config, architecture_of(config, str(base_directory)))
     labels = _labels(make, labels, config, str(directory / "config.json"))
     model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)
+    _restore_settings(model, config)
     if (directory / "tokenizer.json").exists():
         model.tokenizer = Tokenizer.from_directory(directory, max_length)
     saved.read(model, description, directory)
@@ -126,6 +126,11 @@ def _load_part(
 
 def _name_of(make: type[TaskModel]) -> str:
     return next(name for name, each in TASKS.items() if each is make)
+
+
+def _restore_settings(model: TaskModel, config: Mapping[str, Any]) -> None:
+    for setting in model.settings:
+        setattr(model, setting, config.get(setting, getattr(model, setting)))
 
 
 def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpoint.KeyReport:

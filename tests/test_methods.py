@@ -7,7 +7,7 @@ import pytest
 from tiny import make_model, rows
 
 import minift
-from minift import checkpoint
+from minift import checkpoint, training_state
 from minift.methods import METHODS, make_method, parse_options
 from minift.methods.method import head_parameters
 from minift.train import TrainingConfig, finetune
@@ -94,16 +94,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, name, monkeypatc
         "learning_rate": 3e-3, "save_every": 1, "method": name, "method_options": options,
     }  # fmt: skip
     finetune(TrainingConfig(out=tmp_path / "whole", **whole))
-    calls = iter(range(1, 100))
-    real = minift.AdamW.step
+    saves = iter(range(1, 100))
+    real = training_state.save
 
     def interrupted(*arguments):
-        if next(calls) == 6:
+        real(*arguments)
+        if next(saves) == 5:  # in the middle of the second epoch
             raise KeyboardInterrupt
-        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(minift.AdamW, "step", interrupted)
+        patch.setattr(training_state, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(TrainingConfig(out=tmp_path / "parts", **whole))
     finetune(TrainingConfig(out=tmp_path / "parts", resume=True, **whole))

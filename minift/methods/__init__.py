@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from minift.errors import InputError
 from minift.methods.bitfit import BitFit
 from minift.methods.frozen import Frozen
@@ -48,8 +50,10 @@ def apply_method(model: TaskModel, name: str, **options: Any) -> Method:
 
 def attach(model: TaskModel, method: Method) -> Method:
     """Fine-tune `model` by this method from now on."""
+    weight = next(model.parameters()).data
     method.apply(model)
-    model.train(model.training)  # what is new is in the mode that the model is in
+    # What is new comes to where the model is, in its dtype and its mode.
+    model.to(weight.dtype, "cpu" if isinstance(weight, np.ndarray) else "cuda").train(model.training)
     model.method = method
     return method
 

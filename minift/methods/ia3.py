@@ -42,7 +42,7 @@ class IA3Linear(Linear):
         self.feed_forward = feed_forward
         # PEFT's shapes, which say which of the two it is.
         shape = (1, inputs) if feed_forward else (outputs, 1)
-        self.ia3_l = Parameter(np.ones(shape, base.weight.dtype))
+        self.ia3_l = Parameter(np.ones(shape, np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.feed_forward:

@@ -48,8 +48,6 @@ class LoRALinear(Linear):
         self.lora_B.weight.data = np.zeros_like(self.lora_B.weight.data)
         self.scale = scale
         self.merged = False
-        for matrix in (self.lora_A, self.lora_B):
-            matrix.to(base.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)  # (T, out)

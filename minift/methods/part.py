@@ -50,7 +50,7 @@ def write(model: TaskModel, path: Path, part: Mapping[str, Parameter], key_of: C
         raise InputError(
             f"{path}: not written: {', '.join(lost)} would be lost, for this file has no place for it"
         )
-    tensors = {key_of(name): parameter.data.astype(np.float32) for name, parameter in part.items()}
+    tensors = {key_of(name): parameter.numpy().astype(np.float32) for name, parameter in part.items()}
     model.save_description(path.parent)
     checkpoint.write_tensors(path, tensors)
 

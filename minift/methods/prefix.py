@@ -64,7 +64,6 @@ class PrefixTuning(PeftMethod):
         shape = (self.tokens, 2 * len(attentions) * key_width(model))
         vectors = random.default_generator.numpy().standard_normal(shape, dtype=np.float32)
         prefix = Prefix(vectors * model.config.initializer_range, len(attentions))
-        prefix.to(next(model.parameters()).dtype)
         model.body.key_values = prefix
         for index, attention in enumerate(attentions):
             attention.prefix = partial(prefix.rows, index)

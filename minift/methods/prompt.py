@@ -88,7 +88,7 @@ class Prompt(PeftMethod):
                 random.default_generator.numpy().integers(model.config.vocab_size, size=self.tokens).tolist()
             )
         with no_grad():
-            return model.body.words(pack([Encoding(ids, [0] * len(ids), truncated=False)])).data
+            return model.body.words(pack([Encoding(ids, [0] * len(ids), truncated=False)])).numpy()
 
     def inserted(self, model: TaskModel) -> dict[str, Parameter]:
         return {name: each for name, each in model.named_parameters() if name.endswith(".prompt_embeddings")}
