@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := runs/demo
 
-.PHONY: demo test test-peers test-slow lint bench bench-gpu clean
+.PHONY: demo test test-peers test-adapters test-slow lint bench bench-gpu experiments clean
 
 demo: $(VENV)/library
 	$(BIN)/minift finetune --model minilm --train demo/opinions_train.tsv --dev demo/opinions_dev.tsv \
@@ -18,6 +18,11 @@ test: $(VENV)/dev  ## the ordinary suite: no network, no GPU, no torch
 
 test-peers: $(VENV)/peers  ## against torch, transformers and scikit-learn
 	$(BIN)/python -m pytest -m peers
+
+test-adapters:  ## against AdapterHub's library, which wants an older transformers and so an environment of its own
+	@$(MAKE) --no-print-directory $(VENV)-adapters/ready \
+		|| { echo "skipped: the environment of AdapterHub's library cannot be built here"; exit 0; } \
+		&& $(VENV)-adapters/bin/python -m pytest -m peers tests/peers/test_adapterhub.py
 
 test-slow: $(VENV)/dev  ## kills, sanitizers, simulators, browsers
 	$(BIN)/python -m pytest -m slow
@@ -49,5 +54,10 @@ $(VENV)/peers: $(VENV)/library
 	$(BIN)/python -m pip install --quiet --editable ".[dev,peers]"
 	touch $@
 
+$(VENV)-adapters/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-adapters
+	$(VENV)-adapters/bin/python -m pip install --quiet --editable ".[adapters]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(VENV)-adapters runs build dist

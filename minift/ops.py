@@ -169,6 +169,16 @@ def _turn(x: Array, cos: Array, sin: Array) -> Array:
     cos, sin = cos[:, None], sin[:, None]  # the same for every head
     xp = array_namespace(x)
     return xp.stack([first * cos - second * sin, second * cos + first * sin], axis=2).reshape(x.shape)
+def silu(x: Tensor) -> Tensor:
+    """y = x / (1 + e^-x), also called swish (Hendrycks and Gimpel 2016, Ramachandran et al. 2017)."""
+    x_data = x.data
+    sigmoid = _sigmoid(x_data)
+
+    def backward(dy):
+        # y' = s + x s (1 - s)
+        return (dy * (sigmoid * (1 + x_data * (1 - sigmoid))),)
+
+    return Tensor(x_data * sigmoid, parents=(x,), backward=backward)
 
 
 def relu(x: Tensor) -> Tensor:

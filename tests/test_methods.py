@@ -21,6 +21,8 @@ TRAINED = {
     "bitfit": lambda name: name.startswith("classifier") or name.endswith("bias"),
     "lora": lambda name: name.startswith("classifier") or "lora_" in name,
     "ia3": lambda name: name.startswith("classifier") or "ia3_l" in name,
+    "houlsby": lambda name: name.startswith("classifier") or ".adapters." in name,
+    "pfeiffer": lambda name: name.startswith("classifier") or ".adapters." in name,
     "prompt": lambda name: name.startswith("classifier") or "prompt_embeddings" in name,
     "prefix": lambda name: name.startswith("classifier") or "prompt_embeddings" in name,
 }

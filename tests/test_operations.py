@@ -82,6 +82,7 @@ NETWORK = {
     "columns": (lambda x: ops.columns(x, 1, 3), normal(3, 5)),
     "segment mean": (lambda x: ops.segment_mean(x, OFFSETS), normal(7, 3)),
     "segment max": (lambda x: ops.segment_max(x, OFFSETS), normal(7, 3)),
+    "silu": (ops.silu, normal(3, 5)),
     "relu": (ops.relu, normal(3, 5)),
     "softmax": (ops.softmax, normal(3, 5)),
     "segment log-softmax": (lambda x: ops.segment_log_softmax(x, SEGMENTS), normal(8, 2)),

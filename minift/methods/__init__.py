@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minift.errors import InputError
+from minift.methods.adapters import Houlsby, Pfeiffer
 from minift.methods.bitfit import BitFit
 from minift.methods.frozen import Frozen
 from minift.methods.full import Full
@@ -29,11 +30,16 @@ METHODS: dict[str, type[Method]] = {
         BitFit,
         LoRA,
         IA3,
+        Houlsby,
+        Pfeiffer,
         PrefixTuning,
         Prompt,
     )
 }
 """Every method by the name that `--method` takes."""
+
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 def apply_method(model: TaskModel, name: str, **options: Any) -> Method:
@@ -48,7 +54,7 @@ def apply_method(model: TaskModel, name: str, **options: Any) -> Method:
     return attach(model, make_method(name, options))
 
 
-def attach(model: TaskModel, method: Method) -> Method:
+def attach(model: TaskModel, method: AnyMethod) -> AnyMethod:
     """Fine-tune `model` by this method from now on."""
     weight = next(model.parameters()).data
     method.apply(model)

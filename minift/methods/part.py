@@ -9,7 +9,7 @@ weights under their own names.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,52 +40,59 @@ def save(method: Method, model: TaskModel, directory: Path) -> None:
 def write(model: TaskModel, path: Path, part: Mapping[str, Parameter], key_of: Callable[[str], str]) -> None:
     """Write a part of the model, each parameter under `key_of` its name, and the model's description beside it.
 
-    Raises InputError where something that was trained, or the head, is not in the part.
+    Raises InputError as `check_complete` does.
     """
-    needed = head_parameters(model) | {
-        name: each for name, each in model.named_parameters() if each.requires_grad
-    }
-    lost = [name for name in needed if name not in part]
+    check_complete(model, part, path)
+    model.save_description(path.parent)
+    checkpoint.write_tensors(path, tensors({key_of(name): each for name, each in part.items()}))
+
+
+def tensors(parameters: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+    """The parameters' values, as they are written."""
+    return {key: each.numpy().astype(np.float32) for key, each in parameters.items()}
+
+
+def check_complete(model: TaskModel, part: Mapping[str, Parameter], path: Path) -> None:
+    """Raise InputError where something that was trained, or the head, is not in the part."""
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    lost = [name for name in head_parameters(model) | trained if name not in part]
     if lost:
         raise InputError(
             f"{path}: not written: {', '.join(lost)} would be lost, for this file has no place for it"
         )
-    tensors = {key_of(name): parameter.numpy().astype(np.float32) for name, parameter in part.items()}
-    model.save_description(path.parent)
-    checkpoint.write_tensors(path, tensors)
 
 
 def read(
-    model: TaskModel, path: Path, inserted: Mapping[str, Parameter], key_of: Callable[[str], str]
+    model: TaskModel, paths: Sequence[Path], inserted: Mapping[str, Parameter], key_of: Callable[[str], str]
 ) -> None:
     """Fill the model from a part that `write` or another library wrote; what is filled is what is trained.
 
-    `inserted` are the parameters that the method added, which the part must have, as it must have the head. Raises
-    InputError where it does not, where it has weights that the model has not, and for one of another shape.
+    `inserted` are the parameters that the method added, which the files must have, as they must have the head. Raises
+    InputError where they do not, where they have weights that the model has not, and for one of another shape.
     """
-    tensors = checkpoint.read_safetensors(path, np.float32)
-    parameters = dict(model.named_parameters())
+    files = {path: checkpoint.read_safetensors(path, np.float32) for path in paths}
     # Where PEFT wraps a layer, it calls the layer's own weights those of its base_layer.
-    stored_as = {key.replace(".base_layer.", "."): key for key in tensors}
+    stored = {key.replace(".base_layer.", "."): (path, key) for path, found in files.items() for key in found}
+    parameters = dict(model.named_parameters())
     report = checkpoint.match_keys(
-        {key: tensors.shapes[stored] for key, stored in stored_as.items()},
+        {key: files[path].shapes[name] for key, (path, name) in stored.items()},
         {key_of(name): each.shape for name, each in parameters.items()},
-        path,
+        paths[0],
     )
     if report.unused:
         raise InputError(
-            f"{path}: made for another base model: {report.unused[0]} has no place in {model.source}"
+            f"{paths[0]}: made for another base model: {report.unused[0]} has no place in {model.source}"
         )
-    name_of = {key_of(name): name for name in parameters}
-    missing = [name for name in [*inserted, *head_parameters(model)] if key_of(name) not in stored_as]
+    missing = [name for name in [*inserted, *head_parameters(model)] if key_of(name) not in stored]
     if missing:
-        raise InputError(f"{path}: {', '.join(map(key_of, missing))} missing; was it saved without its head?")
-    for parameter in parameters.values():
-        parameter.requires_grad = False
-    for key in report.loaded:
-        parameter = parameters[name_of[key]]
-        parameter.data = np.array(tensors[stored_as[key]]).astype(parameter.dtype, copy=False)
-        parameter.requires_grad = True
+        raise InputError(
+            f"{paths[0]}: {', '.join(map(key_of, missing))} missing; was it saved without its head?"
+        )
+    for name, parameter in parameters.items():
+        parameter.requires_grad = key_of(name) in stored
+        if parameter.requires_grad:
+            path, key = stored[key_of(name)]
+            parameter.data = np.array(files[path][key]).astype(parameter.dtype, copy=False)
 
 
 def base_model(description: Mapping[str, Any], source: Path) -> str:

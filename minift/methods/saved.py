@@ -6,7 +6,7 @@ from typing import Any
 
 from minift import checkpoint
 from minift.errors import InputError
-from minift.methods import METHODS, attach, make_method, part, peft
+from minift.methods import METHODS, adapters, attach, make_method, part, peft
 from minift.tasks.task_model import TaskModel
 
 OF_PEFT = {each.peft_type: each for each in METHODS.values() if issubclass(each, peft.PeftMethod)}
@@ -32,7 +32,11 @@ def implied_config(
     for head, task_type in peft.TASK_TYPES.items():
         if description.get("task_type") == task_type:
             config["architectures"] = [f"For{head}"]
-    for key, shape in checkpoint.read_safetensors(directory / peft.WEIGHTS).shapes.items():
+    if "config" in description:  # AdapterHub's, which keeps the head apart
+        config["architectures"] = [description.get("model_class", "")]
+    head = adapters.HEAD_WEIGHTS if "config" in description else peft.WEIGHTS
+    shapes = checkpoint.read_safetensors(directory / head).shapes if (directory / head).exists() else {}
+    for key, shape in shapes.items():
         is_classifier = key.endswith(("classifier.weight", "score.weight", "classifier.out_proj.weight"))
         if is_classifier and len(config.get("id2label") or ()) != shape[0]:
             config["id2label"] = {str(index): f"LABEL_{index}" for index in range(shape[0])}
@@ -42,12 +46,13 @@ def implied_config(
 def read(model: TaskModel, description: Mapping[str, Any], directory: Path) -> None:
     """Give the base model the method and the weights of the directory. Raises InputError where they do not fit it."""
     if "peft_type" in description:
-        method = peft.read(OF_PEFT, description, directory)
-        weights, key_of = directory / peft.WEIGHTS, method.key_of
+        method = attach(model, peft.read(OF_PEFT, description, directory))
+        part.read(model, [directory / peft.WEIGHTS], method.inserted(model), method.key_of)
     elif "method" in description:
-        method = make_method(description["method"], description.get("options", {}))
-        weights, key_of = directory / part.WEIGHTS, str
+        method = attach(model, make_method(description["method"], description.get("options", {})))
+        part.read(model, [directory / part.WEIGHTS], method.inserted(model), str)
+    elif "config" in description:
+        method = attach(model, adapters.read(description, directory))
+        adapters.fill(model, method, directory)
     else:
-        raise InputError(f"{directory}: neither minift nor PEFT wrote this adapter_config.json")
-    attach(model, method)
-    part.read(model, weights, method.inserted(model), key_of)
+        raise InputError(f"{directory / peft.CONFIG}: neither PEFT's nor AdapterHub's nor minift's")
