@@ -12,7 +12,14 @@ from minift.methods import METHODS, make_method, parse_options
 from minift.methods.method import head_parameters
 from minift.train import TrainingConfig, finetune
 
-OPTIONS = {"frozen": {"layers": 1}, "prompt": {"tokens": 3}, "prefix": {"tokens": 3}, "lora": {"rank": 2}}
+OPTIONS = {
+    "frozen": {"layers": 1},
+    "houlsby": {"reduction": 4},
+    "pfeiffer": {"reduction": 4},
+    "prompt": {"tokens": 3},
+    "prefix": {"tokens": 3},
+    "lora": {"rank": 2},
+}
 TRAINED = {
     "full": lambda name: True,
     "frozen": lambda name: not name.startswith(("bert.embeddings", "bert.encoder.layer.0")),
