@@ -169,6 +169,8 @@ def _turn(x: Array, cos: Array, sin: Array) -> Array:
     cos, sin = cos[:, None], sin[:, None]  # the same for every head
     xp = array_namespace(x)
     return xp.stack([first * cos - second * sin, second * cos + first * sin], axis=2).reshape(x.shape)
+
+
 def silu(x: Tensor) -> Tensor:
     """y = x / (1 + e^-x), also called swish (Hendrycks and Gimpel 2016, Ramachandran et al. 2017)."""
     x_data = x.data

@@ -21,6 +21,7 @@ TARGETS = {
     "roberta": ("key", "value"),
     "distilbert": ("k_lin", "v_lin"),
     "llama": ("k_proj", "v_proj"),
+    "qwen2": ("k_proj", "v_proj"),
 }
 """The layers whose outputs are rescaled: keys and values."""
 FEED_FORWARD = {
@@ -29,6 +30,7 @@ FEED_FORWARD = {
     "roberta": (r"\d+\.output\.dense",),
     "distilbert": (r"ffn\.lin2",),
     "llama": ("down_proj",),
+    "qwen2": ("down_proj",),
 }
 """The layers whose inputs are rescaled: the second half of the feed-forward network."""
 

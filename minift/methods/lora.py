@@ -20,8 +20,9 @@ import numpy as np
 from minift_kernels import matmul as matmul_kernels
 
 from minift.errors import InputError
-from minift.methods.method import default_targets, freeze_body, plain_linear, replace_module, targeted
+from minift.methods.method import default_targets, freeze_body, replace_module, targeted
 from minift.methods.peft import PeftMethod
+from minift.models.gpt2 import Conv1D
 from minift.nn import Dropout, Linear, Parameter
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
@@ -32,6 +33,7 @@ TARGETS = {
     "distilbert": ("q_lin", "v_lin"),
     "gpt2": ("c_attn",),
     "llama": ("q_proj", "v_proj"),
+    "qwen2": ("q_proj", "v_proj"),
 }
 """What is adapted where nothing else is asked for: queries and values, as in section 7.1."""
 
@@ -40,8 +42,10 @@ class LoRALinear(Linear):
     """A frozen linear layer and the two matrices beside it; the paths of its own weights stay what they were."""
 
     def __init__(self, base: Linear, rank: int, scale: float, dropout: float):
-        outputs, inputs = base.weight.shape
+        self.transposed = isinstance(base, Conv1D)
+        outputs, inputs = reversed(base.weight.shape) if self.transposed else base.weight.shape
         self.weight, self.bias = base.weight, base.bias
+        self.base_forward = base.forward  # which reads these same two
         self.dropout = Dropout(dropout)
         self.lora_A = Linear(inputs, rank, bias=False)
         self.lora_B = Linear(rank, outputs, bias=False)
@@ -50,15 +54,16 @@ class LoRALinear(Linear):
         self.merged = False
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)  # (T, out)
+        y = self.base_forward(x)  # (T, out)
         if self.merged:
             return y
         return y + self.lora_B(self.lora_A(self.dropout(x))) * self.scale
 
     @property
     def delta(self) -> np.ndarray:
-        """delta W = s B A, (out, in)."""
-        return self.scale * matmul_kernels.forward(self.lora_B.weight.data, self.lora_A.weight.data)
+        """delta W = s B A, in W's shape: (out, in), or (in, out) in GPT-2."""
+        delta = self.scale * matmul_kernels.forward(self.lora_B.weight.data, self.lora_A.weight.data)
+        return delta.T if self.transposed else delta
 
     def merge(self) -> None:
         """W becomes W + delta W."""
@@ -119,7 +124,7 @@ class LoRA(PeftMethod):
     def unload(self, model: TaskModel) -> None:
         self.merge(model)
         for path, layer in lora_layers(model).items():
-            replace_module(model, path, plain_linear(layer.weight, layer.bias))
+            replace_module(model, path, layer.base_forward.__self__)
         model.method = None
 
     def save(self, model: TaskModel, directory: Path) -> None:
@@ -137,7 +142,7 @@ class LoRA(PeftMethod):
             "use_rslora": self.rslora,
             "target_modules": list(lora_layers(model)),
             "bias": "none",
-            "fan_in_fan_out": False,
+            "fan_in_fan_out": any(layer.transposed for layer in lora_layers(model).values()),
         }
 
     @classmethod

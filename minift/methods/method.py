@@ -57,16 +57,21 @@ class Method:
         model.method = None
 
 
+LANGUAGE_MODELS = ("CausalLM", "MaskedLM")
+"""The heads that are pre-trained with the body, so that they are frozen as it is."""
+
+
 def head_parameters(model: TaskModel) -> dict[str, Parameter]:
-    """What answers the task's question: the parameters beside the body, and those that its checkpoint lacked.
+    """What answers the task's question: the parameters beside the body, and whatever the checkpoint lacked.
 
     Every method trains and saves them.
     """
     body = f"{model.architecture.body_name}."
+    is_new = model.head not in LANGUAGE_MODELS
     return {
         name: each
         for name, each in model.named_parameters()
-        if not name.startswith(body) or name in model.drawn
+        if name in model.drawn or (is_new and not name.startswith(body))
     }
 
 

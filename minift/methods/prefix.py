@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from minift import random
+from minift import ops, random
 from minift.data import Batch
 from minift.errors import InputError
 from minift.methods.method import freeze_body
@@ -36,9 +36,9 @@ class Prefix(Module):
     def rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """The keys and values of a layer, (n, H) each."""
         start = 2 * layer * self.width
-        keys = self.prompt_embeddings[:, start : start + self.width]
-        values = self.prompt_embeddings[:, start + self.width : start + 2 * self.width]
-        return keys, values
+        middle, end = start + self.width, start + 2 * self.width
+        vectors = self.prompt_embeddings
+        return ops.columns(vectors, start, middle), ops.columns(vectors, middle, end)
 
 
 @dataclass(frozen=True)
