@@ -1,4 +1,4 @@
-"""The command line: `minift finetune`, `evaluate`, `predict`, `trace`, `step` and `info`."""
+"""The command line: `minift finetune`, `evaluate`, `predict` and what else `minift --help` lists."""
 
 import json
 import sys

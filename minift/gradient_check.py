@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from minift_kernels.arrays import array_namespace
 
 from minift.history import Step
 from minift.recording import Array, Call
@@ -57,7 +58,7 @@ def check_gradients(step: Step, seed: int = 0) -> list[GradientCheck]:
     for index, (name, x, contribution) in enumerate(zip(step.names, inputs, contributions, strict=True)):
         if x is None or contribution is None:
             continue
-        direction = random.standard_normal(x.shape)
+        direction = array_namespace(x).asarray(random.standard_normal(x.shape))
         h = STEP * (_norm(x) / max(1, x.size) ** 0.5 or 1.0)
         occurrence = sum(earlier is x for earlier in inputs[:index])
         forth = _run(call, x, occurrence, h * direction)
@@ -70,7 +71,7 @@ def check_gradients(step: Step, seed: int = 0) -> list[GradientCheck]:
 
 
 def _norm(array: Array) -> float:
-    return float(np.sqrt(np.square(array, dtype=np.float64).sum()))
+    return float(array_namespace(array).square(array, dtype=np.float64).sum()) ** 0.5
 
 
 def _run(call: Call, x: Array, occurrence: int, change: Array) -> Array:
