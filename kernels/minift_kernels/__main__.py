@@ -147,7 +147,7 @@ def _softmax(s: Setting):
 
 def _attention(s: Setting):
     steps = {}
-    q, k, v, dout = (s.normal(s.tokens, s.hidden) for _ in range(4))
+    q, k, v, dout = s.normal(4, s.tokens, s.hidden)  # all different: were q = k, each would see itself alone
     for length in (s.tokens // 16, s.tokens):
         starts = np.arange(0, s.tokens, length)
         segments = np.stack([starts, starts + length], axis=1)

@@ -5,7 +5,7 @@ import shutil
 import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels.matmul import cuda_c
+from minift_kernels import matmul
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
 
@@ -21,7 +21,7 @@ def test_an_element_is_off_by_no_more_than_its_roundings(dtype, transposed):
     generator = np.random.default_rng(0)
     factors = [generator.normal(size=size).astype(dtype) for size in ((M, K), (K, N))]
     a, b = (np.asfortranarray(x) if i in transposed else x for i, x in enumerate(factors))
-    c = cuda_c.tensor_core.forward(a, b)
+    c = matmul.ladder.rungs["cuda_c_tensor_core"].forward(a, b)
     a, b = a.astype(np.float64), b.astype(np.float64)
     of_factors = (1 + 2.0**-11) ** 2 - 1 if dtype is np.float32 else 0
     of_result = 0 if dtype is np.float32 else 2.0**-8

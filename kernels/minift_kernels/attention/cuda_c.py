@@ -128,7 +128,8 @@ class FlashTensorCore(Flash):
     """Rung 7, the same in matrix instructions of bfloat16 or tf32 (to which float32 is rounded)."""
 
     file, kernels, threads = HERE / "flash_tensor_core.cu", "flash_tensor_core", 128
-    tolerance = 2**-9  # of tf32: factors of 11 bits, two products one after the other
+    tolerance = 2**-9
+    """Of tf32, for scores of the usual size; flash_tensor_core.cu says what large ones cost."""
 
     def own_rows(self, size):
         return 128 if size <= 64 else 64  # Sizes::own_rows

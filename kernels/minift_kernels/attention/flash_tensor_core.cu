@@ -28,6 +28,9 @@
 // Powers of 2 are one instruction and powers of e two, so scores are multiplied by scale log2(e). A
 // probability is rounded to bfloat16 (or tf32) before it meets v; the sum of a row is taken from unrounded
 // ones.
+//
+// tf32 rounds q and k to 11 bits: a score is off by at most e = 2^-10 scale sum_d |q_d| |k_d|, and a probability
+// by the factor exp(2 e) (its own score and its row's total). Large scores suffer: that is the price of tf32.
 #include "attention/attention.cuh"
 
 constexpr int threads = 128, warps = 4, chunk_bytes = 16;
