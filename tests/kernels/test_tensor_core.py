@@ -5,7 +5,7 @@ import shutil
 import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels import matmul
+from minift_kernels import attention, matmul
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
 
@@ -30,3 +30,32 @@ def test_an_element_is_off_by_no_more_than_its_roundings(dtype, transposed):
     error = abs(c.astype(np.float64) - a @ b)
     assert (error <= bound).all()
     assert error.max() > bound.min() / 1000  # the bound is one that a wrong rounding would break
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["tf32", "bfloat16"])
+def test_attention_is_off_by_no_more_than_its_roundings(dtype):
+    """A score is off by at most e, so a probability by the factor exp(2 e): its own score, and its row's total.
+
+    Then it is rounded, as v is, and their sum is out. In float32, 2^-21 leaves room for the exponential and sums.
+    """
+    T, D, scale = 140, 16, 0.25
+    generator = np.random.default_rng(0)
+    q, k, v = (generator.normal(size=(T, D)).astype(dtype) for _ in range(3))
+    segments = np.array([[0, T]])
+    out, _ = attention.ladder.rungs["cuda_c_flash_tensor_core"].forward(q, k, v, segments, segments, 1, scale)
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    want, logsumexp = attention.ladder.rungs["reference"].forward(q, k, v, segments, segments, 1, scale)
+
+    rounding = 2.0**-11 if dtype is np.float32 else 0  # of q, k and v
+    of_weights = 2.0**-11 if dtype is np.float32 else 2.0**-8
+    of_result = 0 if dtype is np.float32 else 2.0**-8
+    score_error = (
+        ((1 + rounding) ** 2 - 1 + D * 2.0**-23) * scale * (abs(q) @ abs(k).T).max(axis=1, keepdims=True)
+    )
+    factor = np.exp(2 * score_error) * (1 + of_weights) * (1 + rounding) * (1 + T * 2.0**-21)
+    probabilities = np.exp(scale * q @ k.T - logsumexp.T)
+    bound = (factor - 1) * (probabilities @ abs(v))
+    bound += of_result * (abs(want) + bound)
+    error = abs(out.astype(np.float64) - want)
+    assert (error <= bound).all()
+    assert error.max() > bound.min() / 100
