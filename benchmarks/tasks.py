@@ -53,7 +53,7 @@ def settings_of(library: str, task: str, seed: int, digest: str, options) -> tup
     """The values of SETTINGS."""
     recipe = RECIPES[task]
     rates = (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.max_length)
-    return (library, task, seed, digest, *rates, options.model.name)
+    return (library, task, seed, digest, *rates, options.model.name if options.model else "minilm")
 
 
 def run(settings: tuple, split, options) -> dict:
@@ -64,7 +64,7 @@ def run(settings: tuple, split, options) -> dict:
             **named,
             "train": str(split.train),
             "dev": str(split.dev),
-            "model": str(options.model),
+            "model": str(options.model or minilm_directory()),
             "task": RECIPES[named["task"]].task,
         }
         request, reply = Path(folder) / "request.json", Path(folder) / "reply.json"
@@ -141,9 +141,7 @@ def parse_options():
         "--data", type=Path, default=SHARED_DATA, help="the folder that holds trec/ and so on"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results" / "tasks.jsonl")
-    options = parser.parse_args()
-    options.model = options.model or minilm_directory()
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def test_an_answer_that_is_not_in_its_context(tiny, tmp_path, run):
             "'film' does not stand at character 5 of its context",
         ),
         (
-            sound.replace('"answer_start": 4', '"answer_start": -1'),
-            "'film' does not stand at character -1 of its context",
+            sound.replace('"film"', '"dull"').replace('"answer_start": 4', '"answer_start": -4'),
+            "'dull' does not stand at character -4 of its context",  # where Python would find it
         ),
     ):
         path.write_text(wrong)
@@ -122,6 +122,7 @@ def test_normalized():
         ("Denver Broncos", ["the Broncos"], 0, 2 / 3),
         ("in the city of Paris", ["Paris, France"], 0, 2 * (1 / 4) * (1 / 2) / (1 / 4 + 1 / 2)),
         ("very very good", ["very good"], 0, 0.8),  # a word counts as often as both have it
+        ("very very good", ["very very bad"], 0, 2 / 3),
         ("1,000", ["1000"], 1, 1),
         ("nothing alike", ["else"], 0, 0),
         ("", ["else"], 0, 0),
@@ -175,17 +176,18 @@ def test_an_endless_question_leaves_room_for_the_context(tmp_path):
     [
         ((9, 12), (6, 6)),
         ((4, 12), (5, 6)),
-        ((13, 22), (7, 8)),
-        ((15, 20), (7, 8)),  # inside two tokens: nearest to it is both
-        ((18, 33), (0, 0)),  # the window ends before it does
-        ((23, 24), (0, 0)),  # it is not in the window
+        ((13, 17), (7, 7)),  # the comma behind it is not in it
+        ((13, 18), (7, 8)),
+        ((14, 18), (7, 8)),  # begins inside a token: nearest to it is the whole token
+        ((17, 23), (0, 0)),  # the window ends before it does
+        ((19, 23), (0, 0)),  # it is not in the window
         (None, (0, 0)),
     ],
 )
 def test_rows_of_an_answer(tmp_path, answer, rows):
     tokenizer = Tokenizer.from_directory(write_tokenizer(tmp_path) and tmp_path, 10)
-    first, *_ = tokenizer.encode_windows([("was it", "the film was very good , the meal")], overlap=2)[0]
-    assert first.spans == [None] * 4 + [(0, 3), (4, 8), (9, 12), (13, 17), (18, 22), None]
+    first, *_ = tokenizer.encode_windows([("was it", "the film was very, good was the meal")], overlap=2)[0]
+    assert first.spans == [None] * 4 + [(0, 3), (4, 8), (9, 12), (13, 17), (17, 18), None]
     assert rows_of_answer(first, answer) == rows
 
 
@@ -258,6 +260,9 @@ def test_the_best_of_all_windows_in_the_original_characters(tmp_path):
     assert (first.start, first.end) == (start, batch.spans[1][8][1]) and first.score == 4
     assert first.answer == context[first.start : first.end] and "  FILM" not in first.answer.strip()
     assert first.no_answer_score == 0  # the second window's; of the two the lower
+    logits[6, 0] = 4.0  # now that of the first window is better
+    again = model.decode(logits, batch)[0]
+    assert again.score == 5 and (again.start, again.end) == (batch.spans[0][6][0], batch.spans[0][8][1])
     assert (empty.answer, str(empty)) == ("", "(no answer)")
 
 
