@@ -40,7 +40,7 @@ class TrainingConfig:
     """A Hugging Face directory, a hub id, or minilm."""
     task: str = "text-classification"
     """What is learned: text-classification, multi-label, text-regression, token-classification, question-answering,
-    fill-mask or text-generation."""
+    fill-mask, text-generation or instruction-tuning."""
     epochs: int = 2
     """How often every training text is seen."""
     batch_size: int = 32
