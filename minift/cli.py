@@ -20,6 +20,7 @@ from minift.info import info
 from minift.load import load
 from minift.models.word_vectors import import_word2vec
 from minift.pretrain import PretrainingConfig, pretrain
+from minift.sweep import BEST, PAGE, Sweep, sweep
 from minift.tasks import TASKS
 from minift.tasks.text_classification import TextClassification
 from minift.tasks.text_generation import TextGeneration
@@ -138,6 +139,16 @@ class ImportVectors:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Make a plain model, which transformers loads, of a base model and what a method trained on it."""
+
+    directory: tyro.conf.Positional[str]
+    """What `minift finetune --method ...` wrote, or PEFT."""
+    out: Path
+    """The directory to write."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what this machine runs minift with."""
 
@@ -150,6 +161,10 @@ Command = (
         TrainingConfig,
         tyro.conf.subcommand("finetune", description="Fine-tune a checkpoint on labelled texts."),
     ]
+    | Annotated[
+        Sweep,
+        tyro.conf.subcommand("sweep", description="Fine-tune with many settings, and say which is best."),
+    ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Trace, tyro.conf.subcommand("trace")]
@@ -160,6 +175,7 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Step, tyro.conf.subcommand("step")]
     | Annotated[ImportVectors, tyro.conf.subcommand("import-vectors")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -202,6 +218,23 @@ def run_finetune(config: TrainingConfig) -> None:
         )
     print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
     print(f"next: minift predict {config.out} {TASKS[config.task].asked_with}")
+
+
+def run_sweep(config: Sweep) -> None:
+    best = sweep(config)
+    print(best["page"])
+    print("best:", "  ".join(f"{name} {value}" for name, value in best["values"].items()))
+    print(in_words(best["metrics"]))
+    print(f"wrote {config.out} ({PAGE}, and the best run under {BEST}/)")
+
+
+def run_merge(options: Merge) -> None:
+    model = load(options.directory)
+    if model.method is None:
+        raise InputError(f"{options.directory}: this is a plain model: there is nothing to merge")
+    model.method.unload(model)
+    model.save(options.out)
+    print(f"wrote {options.out}")
 
 
 def run_evaluate(options: Evaluate) -> None:
@@ -306,6 +339,7 @@ def run_info(options: Info) -> None:
 
 RUN: dict[type, Callable[[Any], None]] = {
     TrainingConfig: run_finetune,
+    Sweep: run_sweep,
     Evaluate: run_evaluate,
     Predict: run_predict,
     Trace: run_trace,
@@ -313,5 +347,6 @@ RUN: dict[type, Callable[[Any], None]] = {
     Generate: run_generate,
     Step: run_step,
     ImportVectors: run_import_vectors,
+    Merge: run_merge,
     Info: run_info,
 }

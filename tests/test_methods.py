@@ -268,3 +268,17 @@ def test_parts_that_minift_cannot_have(model, tmp_path, changes, message):
     edit(tmp_path / "adapter_config.json", **changes)
     with pytest.raises(minift.InputError, match=message):
         minift.load(tmp_path)
+
+
+# ---- Making a plain model of it ----
+
+
+def test_merge_writes_a_plain_model(model, tmp_path, run):
+    train(model, minift.apply_method(model, "lora", rank=2))
+    model.save(tmp_path / "part")
+    assert run("merge", tmp_path / "part", "--out", tmp_path / "whole")[0] == 0
+    whole = minift.load(tmp_path / "whole").eval()
+    assert whole.method is None
+    np.testing.assert_allclose(whole(list(TEXTS)).data, model.eval()(list(TEXTS)).data, atol=1e-5)
+    status, _, error = run("merge", tmp_path / "whole", "--out", tmp_path / "again")
+    assert status == 2 and "this is a plain model: there is nothing to merge" in error
