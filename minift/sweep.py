@@ -62,7 +62,7 @@ def sweep(config: Sweep) -> dict[str, Any]:
         run = _run_config(config, values, config.out / f"trial-{trial.number}")
         dev_set = TASKS[config.task].read(
             run.dev, Columns(run.text_column, run.pair_column, run.label_column)
-        )  # type: ignore[arg-type]
+        )
 
         def report(model: TaskModel, epoch: int) -> None:
             trial.report(_score(evaluate(model, dev_set, run.batch_size)), epoch)

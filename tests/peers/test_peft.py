@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import CONFIG, make_model, rows
+from tiny import CONFIG, make_model, rows, write_tokenizer
 
 import minift
 
@@ -130,3 +130,68 @@ def test_a_part_that_peft_saved_without_its_head_is_refused(base, tmp_path):
     peer.save_pretrained(tmp_path)
     with pytest.raises(minift.InputError, match=r"classifier.weight, .*saved without its head"):
         minift.load(tmp_path)
+
+
+# ---- Other families ----
+
+SMALL = dict(vocab_size=CONFIG.vocab_size, num_labels=3)
+BERT_SIZES = dict(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, initializer_range=0.2
+)
+FAMILIES = {
+    "roberta": lambda: transformers.RobertaConfig(
+        **SMALL, **BERT_SIZES, max_position_embeddings=66, pad_token_id=1
+    ),
+    "distilbert": lambda: transformers.DistilBertConfig(
+        **SMALL,
+        dim=24,
+        n_layers=2,
+        n_heads=3,
+        hidden_dim=40,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        **SMALL, n_embd=24, n_layer=2, n_head=3, n_positions=64, pad_token_id=0, initializer_range=0.2
+    ),
+    "llama": lambda: transformers.LlamaConfig(
+        **SMALL, **{**BERT_SIZES, "num_attention_heads": 4}, num_key_value_heads=2, pad_token_id=0
+    ),
+}
+CASES = [
+    *((family, "lora") for family in FAMILIES),
+    ("roberta", "ia3"), ("distilbert", "ia3"), ("llama", "ia3"),
+    ("roberta", "prompt"), ("gpt2", "prompt"), ("llama", "prompt"),
+    ("roberta", "prefix"), ("gpt2", "prefix"), ("llama", "prefix"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=" ".join)
+def test_other_families(tmp_path, family, name):
+    """What minift saved, PEFT loads; what PEFT then saves, minift loads."""
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    config = FAMILIES[family]()
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(base)
+    write_tokenizer(base)
+    minift.manual_seed(1)
+    model = minift.load(base, "text-classification", labels=LABELS)
+    method = minift.apply_method(model, name, **({"tokens": 4} if name in ("prompt", "prefix") else {}))
+    generator = np.random.default_rng(2)
+    for parameter in method.inserted(model).values():  # as if it had been trained
+        parameter.data = parameter.data + 0.3 * generator.standard_normal(parameter.shape, dtype=np.float32)
+    model.save(tmp_path / "ours")
+    peer = peft.PeftModel.from_pretrained(peer_base(base), tmp_path / "ours").eval()
+    texts = [text for text in TEXTS if isinstance(text, str)]
+
+    def assert_same(model):
+        with torch.no_grad():
+            ids = [each.ids for each in model.tokenizer.encode(texts)]
+            expected = torch.cat([peer(input_ids=torch.tensor([each])).logits for each in ids]).numpy()
+        assert np.ptp(expected, axis=0).max() > 0.01
+        found = model.eval()(texts).data
+        assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+
+    assert_same(model)
+    peer.save_pretrained(tmp_path / "theirs")
+    assert_same(minift.load(tmp_path / "theirs"))
