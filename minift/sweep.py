@@ -8,6 +8,7 @@ each running the same command, share one.
 import dataclasses
 import json
 import shutil
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def sweep(config: Sweep) -> dict[str, Any]:
     locked.
     """
     optuna = _optuna()
-    if config.dev is None:
+    dev_file = config.dev
+    if dev_file is None:
         raise InputError("a sweep needs --dev: it searches for what does best there")
     if config.trials < 1:
         raise InputError(f"trials is {config.trials}, expected 1 or more")
@@ -61,7 +63,7 @@ def sweep(config: Sweep) -> dict[str, Any]:
         values = {name: _suggest(trial, name, choices) for name, choices in space.items()}
         run = _run_config(config, values, config.out / f"trial-{trial.number}")
         dev_set = TASKS[config.task].read(
-            run.dev, Columns(run.text_column, run.pair_column, run.label_column)
+            dev_file, Columns(run.text_column, run.pair_column, run.label_column)
         )
 
         def report(model: TaskModel, epoch: int) -> None:
@@ -80,15 +82,17 @@ def sweep(config: Sweep) -> dict[str, Any]:
 
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     try:
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path}",
-            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
-            heartbeat_interval=ALIVE_SECONDS,
-            failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since 2021
+            storage = optuna.storages.RDBStorage(
+                f"sqlite:///{path}",
+                engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
+                heartbeat_interval=ALIVE_SECONDS,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            )
         study = optuna.create_study(
             study_name="sweep", storage=storage, direction="maximize", load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=None), pruner=optuna.pruners.MedianPruner(),
+            sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(),
         )  # fmt: skip
         _same_sweep(study, config)
         if len(study.get_trials(states=finished)) < config.trials:
