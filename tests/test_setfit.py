@@ -29,8 +29,8 @@ def test_it_learns_from_a_few_examples(model):
     setfit = SetFit(model)
     with pytest.raises(minift.InputError, match="has no head yet"):
         setfit.predict(["good"])
-    examples = rows(24, seed=1)
-    losses = setfit.fit(examples, pairs_per_example=16, learning_rate=3e-3)
+    examples = rows(80, seed=1)
+    losses = setfit.fit(examples, pairs_per_example=16, learning_rate=5e-3)
     assert np.mean(losses[-4:]) < 0.6 * np.mean(losses[:4])
     test = rows(40, seed=2)
     predictions = setfit.predict([text for text, _ in test])
