@@ -71,8 +71,13 @@ def read(
     InputError where they do not, where they have weights that the model has not, and for one of another shape.
     """
     files = {path: checkpoint.read_safetensors(path, np.float32) for path in paths}
-    # Where PEFT wraps a layer, it calls the layer's own weights those of its base_layer.
-    stored = {key.replace(".base_layer.", "."): (path, key) for path, found in files.items() for key in found}
+    # Where PEFT wraps a layer, it may call the layer's own weights by the wrapping, and save what it wrapped, too.
+    stored = {
+        key.replace(".base_layer.", ".").replace(".modules_to_save.", "."): (path, key)
+        for path, found in files.items()
+        for key in found
+        if ".original_module." not in key
+    }
     parameters = dict(model.named_parameters())
     report = checkpoint.match_keys(
         {key: files[path].shapes[name] for key, (path, name) in stored.items()},

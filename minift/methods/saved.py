@@ -37,7 +37,9 @@ def implied_config(
     head = adapters.HEAD_WEIGHTS if "config" in description else peft.WEIGHTS
     shapes = checkpoint.read_safetensors(directory / head).shapes if (directory / head).exists() else {}
     for key, shape in shapes.items():
-        is_classifier = key.endswith(("classifier.weight", "score.weight", "classifier.out_proj.weight"))
+        is_classifier = f".{key}".endswith(
+            (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+        )
         if is_classifier and len(config.get("id2label") or ()) != shape[0]:
             config["id2label"] = {str(index): f"LABEL_{index}" for index in range(shape[0])}
     return config

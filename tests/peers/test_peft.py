@@ -166,7 +166,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "name"), CASES, ids=" ".join)
+@pytest.mark.parametrize(("family", "name"), CASES, ids=[" ".join(case) for case in CASES])
 def test_other_families(tmp_path, family, name):
     """What minift saved, PEFT loads; what PEFT then saves, minift loads."""
     torch.manual_seed(0)
