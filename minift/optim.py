@@ -101,16 +101,16 @@ class Moments:
 
 
 def decay_groups(model: Module, weight_decay: float = 0.01) -> list[dict]:
-    """The model's trainable parameters in two groups: with decay, and, for biases and LayerNorm, without.
+    """The model's trainable parameters in two groups: matrices, with decay, and biases and norms' weights, without.
 
     Decay pulls towards 0. That keeps a matrix from growing on noise; a bias or a LayerNorm weight (which belongs at 1)
-    has nothing to gain from it (Devlin et al. 2019 exempt both in their code).
+    has nothing to gain from it (Devlin et al. 2019 exempt both in their code). They are told by having one axis: what
+    a norm is called differs from model to model.
     """
     decayed, exempt = [], []
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            is_exempt = name.endswith("bias") or "LayerNorm" in name
-            (exempt if is_exempt else decayed).append(parameter)
+            (decayed if parameter.ndim > 1 else exempt).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": exempt, "weight_decay": 0.0},

@@ -7,6 +7,7 @@ import pytest
 
 import minift
 from minift import AdamW, clip_grad_norm_, decay_groups
+from minift.models.gpt2 import GPT2, GPT2Config
 from minift.nn import Parameter
 
 SHAPES = [(5, 3), (7,), (2, 2)]
@@ -140,8 +141,16 @@ def test_decay_groups_exempt_biases_and_layer_norm(tiny):
     decayed, exempt = ({names[id(each)] for each in group["params"]} for group in (decayed, exempt))
     assert exempt == {name for name in names.values() if name.endswith(".bias") or ".LayerNorm." in name}
     assert decayed == set(names.values()) - exempt
-    # A matrix has two axes and all else one: another way to say the same of a BERT.
-    assert decayed == {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+
+
+def test_norms_are_exempt_whatever_they_are_called():
+    config = GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2)
+    model = GPT2(config)
+    decayed, exempt = ({id(each) for each in group["params"]} for group in decay_groups(model))
+    block = model.h[0]
+    for norm in (block.ln_1, block.ln_2, model.ln_f):
+        assert {id(norm.weight), id(norm.bias)} <= exempt
+    assert {id(block.mlp.c_fc.weight), id(model.wte.weight)} <= decayed
 
 
 def test_decay_groups_leave_out_what_is_frozen(tiny):
