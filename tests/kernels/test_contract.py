@@ -10,7 +10,7 @@ the simulator is on, which `test_numba_cuda.py` sees to.
 import numpy as np
 import pytest
 from guards import GuardedNumpy, guarded
-from kernel_cases import as_float32, changed, check_close, each_case, run, rungs_to_test
+from kernel_cases import absolute_bound, as_float32, changed, check_close, each_case, run, rungs_to_test
 from minift_kernels import OPERATIONS as LADDERS
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN and infinity are among the inputs
@@ -23,8 +23,10 @@ rungs_of_the_cpu = each_case(lambda operation: ("reference", "numba_cpu"))
 def test_equals_the_float64_reference(operation, rung, inputs):
     want = run(operation, "reference", inputs)
     got = run(operation, rung, changed(inputs, as_float32))
+    absolute = absolute_bound(operation, inputs)
     for name in want:
-        check_close(got[name], want[name], f"{operation} {rung} {name}", LADDERS[operation].rungs[rung])
+        where = f"{operation} {rung} {name}"
+        check_close(got[name], want[name], where, LADDERS[operation].rungs[rung], absolute=absolute)
 
 
 @every_rung
