@@ -53,12 +53,8 @@ def load(
     directory = hub.resolve(name)
     description = saved.description_of(directory)
     if description is not None:
-        return (
-            _load_part(directory, description, task, labels, max_length)
-            .to(dtype, device)
-            .compute_in(precision)
-            .train()
-        )
+        model = _load_part(directory, description, task, labels, max_length)
+        return model.to(dtype, device).compute_in(precision).train()
     model, report = _load_whole(name, directory, task, labels, max_length)
     body = f"{model.architecture.body_name}."
     new_in_head = [key for key in report.initialized if not key.startswith(body)]
@@ -81,7 +77,7 @@ def _load_whole(
     config_json = checkpoint.read_config(directory)
     architecture = architecture_of(config_json, source)
     config = architecture.config.from_dict(config_json, source)
-    make = _task(task, config_json, architecture)
+    make = _task(task, labels, config_json, architecture)
     if max_length is not None and max_length > config.longest_text:
         raise InputError(f"max_length is {max_length}; {source} allows {config.longest_text} tokens")
     tokenizer = Tokenizer.from_directory(directory, max_length)
@@ -114,7 +110,7 @@ def _load_part(
         config = checkpoint.read_json(directory / "config.json")
     else:
         config = saved.implied_config(description, directory, checkpoint.read_config(base_directory))
-    make = _task(task, config, architecture_of(config, str(base_directory)))
+    make = _task(task, labels, config, architecture_of(config, str(base_directory)))
     labels = _labels(make, labels, config, str(directory / "config.json"))
     model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)
     _restore_settings(model, config)
@@ -157,13 +153,19 @@ def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpo
     return report
 
 
-def _task(task: str | None, config: dict, architecture: Architecture) -> type[TaskModel]:
-    """The class of this name; without a name, of the task that a config.json says its model was trained for."""
+def _task(
+    task: str | None, labels: Sequence[str] | None, config: dict, architecture: Architecture
+) -> type[TaskModel]:
+    """The class of this name; without a name, of the task that a config.json says its model was trained for.
+
+    Whoever names labels wants a task that has them, whatever the checkpoint was pre-trained on.
+    """
     if task is not None:
         if task not in TASKS:
             raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
         return TASKS[task]
-    made = [each for each in TASKS.values() if each.made(config, architecture)]
+    possible = [each for each in TASKS.values() if labels is None or each.has_labels]
+    made = [each for each in possible if each.made(config, architecture)]
     return (made or list(TASKS.values()))[0]
 
 
