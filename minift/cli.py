@@ -22,7 +22,6 @@ from minift.models.word_vectors import import_word2vec
 from minift.pretrain import PretrainingConfig, pretrain
 from minift.sweep import BEST, PAGE, Sweep, sweep
 from minift.tasks import TASKS
-from minift.tasks.text_classification import TextClassification
 from minift.tasks.text_generation import TextGeneration
 from minift.text_trace import trace_text
 from minift.trace_page import write_trace
@@ -284,8 +283,6 @@ def run_predict(options: Predict) -> None:
 
 def run_trace(options: Trace) -> None:
     model = load(options.directory, max_length=options.max_length)
-    if not isinstance(model, TextClassification):
-        raise InputError(f"{options.directory}: trace takes a model for text classification")
     model.body.freeze(options.freeze_layers)
     write_trace(model, options.text, options.label, options.out, Path(options.directory).name)
     print(f"wrote {options.out}")

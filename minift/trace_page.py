@@ -6,7 +6,7 @@ course's site, and will still open in ten years. Its parts are in `pages/`.
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -18,11 +18,12 @@ from minift_kernels.summary import LOWEST
 from minift import checkpoint, picture
 from minift.errors import InputError
 from minift.history import Array, Node, Step
-from minift.losses import cross_entropy
 from minift.picture import Stage
-from minift.recording import Summary, recording, summary_of
-from minift.tasks.text_classification import TextClassification
+from minift.recording import Summary, summary_of
+from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
+from minift.text_trace import trace_text
+from minift.trace import Trace
 
 PAGES = Path(__file__).parent / "pages"
 
@@ -30,27 +31,19 @@ ATTENTION_BYTES = 1_200_000
 """What the attention of all heads may take; a longer text keeps the strongest of each row."""
 
 
-def write_trace(model: TextClassification, text: str, label: str, path: Path, name: str) -> None:
+def write_trace(model: TaskModel, text: str, label: str, path: Path, name: str) -> None:
     """Write the page, or for a path that ends in .svg the picture alone, of one backward pass on one labelled text.
 
     `name` is what the page calls the model. The pass is that of a training step without dropout. Every `.grad` is
-    replaced. Raises InputError for an unknown label, a text of no tokens, another ending and what cannot be written.
+    replaced. Raises InputError as `trace_text` does, and for another ending and what cannot be written.
     """
     if path.suffix not in (".html", ".svg"):
         raise InputError(
             f"{path}: unknown ending {path.suffix!r}; the endings are .html (the page) and .svg (the picture)"
         )
-    model.eval()
-    batch = model.encode(text)
-    if batch.ids.tolist() == model.encode("").ids.tolist():
-        raise InputError(f"the text has no tokens: {text!r}")
-    model.zero_grad()
-    with recording("summaries"):
-        logits = model(text)
-        loss = cross_entropy(logits, label)
-    steps = list(loss.backward_steps())
-    stages = stages_of(model, steps)
-    caption = f"{name} on “{shortened(text)}”, labelled {label}: loss {loss.item():.4f}"
+    trace, batch = trace_text(model, text, label, "summaries")
+    stages = stages_of(model, trace)
+    caption = f"{name} on “{shortened(text)}”, labelled {label}: loss {trace.loss:.4f}"
     drawn = picture.draw(stages, caption)
     if path.suffix == ".svg":
         checkpoint.write_text(path, drawn + "\n")
@@ -59,7 +52,7 @@ def write_trace(model: TextClassification, text: str, label: str, path: Path, na
     kept = keys_kept(attention, batch.tokens)
     data = {
         "stages": [{"name": each.name, "frozen": each.frozen, "norm": each.weights_norm} for each in stages],
-        "steps": [step_json(model, step) for step in steps],
+        "steps": [step_json(model, trace, step) for step in trace],
         "tokens": [
             {"text": token, "saliency": value}
             for token, value in zip(model.tokenizer.tokens(batch.ids), saliency.tolist(), strict=True)
@@ -70,14 +63,14 @@ def write_trace(model: TextClassification, text: str, label: str, path: Path, na
         ],
         "attention_kept": kept,
     }
-    checkpoint.write_text(path, page("trace", caption, facts(model, logits, label), drawn, data))
+    checkpoint.write_text(path, page("trace", caption, facts(model, text, label), drawn, data))
 
 
 # ----------------------------------------------------------------------------------------------------------------
 # The parts of the model
 
 
-def stages_of(model: TextClassification, steps: list[Step]) -> list[Stage]:
+def stages_of(model: TaskModel, steps: Iterable[Step]) -> list[Stage]:
     """The model's parts from the embeddings to the loss, with the norms that the steps measured."""
     body = model.body
     parts = [("embeddings", body.foundation, False)]
@@ -106,7 +99,7 @@ def _stage(name: str, module: str, parameters: Sequence[Tensor], is_new: bool, o
     return Stage(name, module, not any(each.requires_grad for each in parameters), is_new, norm, outgoing)
 
 
-def stage_index(model: TextClassification, module: str) -> int:
+def stage_index(model: TaskModel, module: str) -> int:
     """The number of the stage that a module belongs to."""
     body = model.body
     for index, modules in enumerate([body.foundation, *([layer] for layer in body.layers)]):
@@ -119,9 +112,8 @@ def stage_index(model: TextClassification, module: str) -> int:
 # What the page is told
 
 
-def step_json(model: TextClassification, step: Step) -> dict[str, Any]:
+def step_json(model: TaskModel, trace: Trace, step: Step) -> dict[str, Any]:
     """One step as the page shows it."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     stage = stage_index(model, step.module)
     return {
         "operation": step.operation,
@@ -137,7 +129,7 @@ def step_json(model: TextClassification, step: Step) -> dict[str, Any]:
         "contributions": [
             {
                 "name": name,
-                "to": origin(parent, names),
+                "to": origin(parent, trace),
                 **({} if contribution is None else {"norm": rounded(summary_of(contribution).norm)}),
             }
             for name, parent, contribution in zip(step.names, step.parents, step.contributions, strict=True)
@@ -145,14 +137,14 @@ def step_json(model: TextClassification, step: Step) -> dict[str, Any]:
     }
 
 
-def origin(parent: Node | Any, names: dict[int, str]) -> str:
-    """Where an input came from: an operation and its module, or the name of a parameter."""
+def origin(parent: Any, trace: Trace) -> str:
+    """Where an input came from: an operation and its module, or a leaf's name."""
     if isinstance(parent, Node):
         return f"{parent.operation} in {parent.module}" if parent.module else parent.operation
-    return names.get(id(parent), "a constant")
+    return "a constant" if parent is None else trace.name_of(parent)
 
 
-def local_path(model: TextClassification, module: str) -> str:
+def local_path(model: TaskModel, module: str) -> str:
     """A module's path without the layer's own."""
     for layer in model.body.layers:
         if module.startswith(f"{layer.path}."):
@@ -184,14 +176,12 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
-def facts(model: TextClassification, logits: Tensor, label: str) -> str:
-    """A line on the model and what it said."""
+def facts(model: TaskModel, text: str, label: str) -> str:
+    """A line on the model and what it says of the text."""
     total = sum(parameter.data.size for parameter in model.parameters())
     trained = sum(parameter.data.size for parameter in model.parameters() if parameter.requires_grad)
-    odds = np.exp(logits.numpy()[0].astype(np.float64) - logits.numpy()[0].max())
-    said = ", ".join(
-        f"{name} {share:.3f}" for name, share in zip(model.labels, odds / odds.sum(), strict=True)
-    )
+    [prediction] = model.predict([text])
+    said = ", ".join(f"{name} {share:.3f}" for name, share in prediction.probabilities.items())
     return f"{total:,} parameters, {trained:,} of them trained. The model says: {said}. The label is {label}."
 
 
@@ -223,34 +213,25 @@ def shortened(text: str, length: int = 60) -> str:
 # Saliency and attention
 
 
-def look_closer(model: TextClassification, text: str, label: str) -> tuple[Array, list[Array]]:
-    """Each token's saliency, (T,), and the attention of each layer, (N, T, T).
+def look_closer(model: TaskModel, text: str, label: str) -> tuple[Array, list[Array]]:
+    """Each token's saliency, (T,), and the attention of each layer, (N, T, T); in the last one (N, 1, T) where only the
+    first token is read.
 
     They need a gradient at the embeddings and a record of every layer, frozen or not; so this is a pass of its own, in
     which everything is trained. Saliency is gradient times input (Shrikumar et al. 2016), summed over the vector.
     """
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in frozen:
         parameter.requires_grad = True
     try:
-        with recording("arrays"):
-            loss = cross_entropy(model(text), label)
-        saliency, layers = None, []
-        for step in loss.backward_steps():
-            if step.operation == "attention":
-                layers.append(attention_of(step))
-            if (
-                saliency is None and stage_index(model, step.module) == 0
-            ):  # the newest: the embeddings' output
-                saliency = (step.gradient * step.output).sum(axis=1)
+        trace, _ = trace_text(model, text, label)
     finally:
         for parameter in frozen:
-            parameter.requires_grad = False
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-    assert saliency is not None
-    return saliency, layers[::-1]
+            parameter.requires_grad, parameter.grad = False, None
+    layers = [attention_of(step) for step in trace if step.operation == "attention"]
+    # The embeddings' output is what their newest operation made, which comes first in a backward pass.
+    embeddings = next(step for step in trace if stage_index(model, step.module) == 0)
+    return (embeddings.gradient * embeddings.output).sum(axis=1), layers[::-1]
 
 
 def attention_of(step: Step) -> Array:

@@ -184,7 +184,7 @@ def test_the_gradients_and_the_frozen_parameters_are_as_before(model, tmp_path):
             "there is no label 'excellent'; the model's labels are negative, positive",
         ),
         (TEXT, "positive", "a.pdf", "unknown ending '.pdf'"),
-        ("", "positive", "a.html", "the text has no tokens"),
+        ("", "positive", "a.html", "the text '' has no tokens, so there is nothing to trace"),
     ],
 )
 def test_bad_input(model, tmp_path, text, label, name, message):
