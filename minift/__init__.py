@@ -11,6 +11,7 @@ from minift.breakpoints import clear_breakpoints, set_breakpoint
 from minift.data import Batch, Dataset, batches
 from minift.errors import InputError
 from minift.evaluate import evaluate
+from minift.find_lr import FoundRate, RateSearch, find_lr
 from minift.history import detect_anomaly, no_grad
 from minift.ledger import Ledger
 from minift.load import load
@@ -40,9 +41,11 @@ __all__ = [
     "Bert",
     "BertConfig",
     "Dataset",
+    "FoundRate",
     "InputError",
     "Ledger",
     "Prediction",
+    "RateSearch",
     "Summary",
     "Tensor",
     "TextClassification",
@@ -57,6 +60,7 @@ __all__ = [
     "decay_groups",
     "detect_anomaly",
     "evaluate",
+    "find_lr",
     "finetune",
     "linear_schedule",
     "load",

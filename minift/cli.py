@@ -15,6 +15,8 @@ from minift.data import Columns
 from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
+from minift.find_lr import PAGE as RATE_PAGE
+from minift.find_lr import RateSearch, find_lr, page
 from minift.generation import Sampling
 from minift.info import info
 from minift.load import load
@@ -164,6 +166,10 @@ Command = (
         Sweep,
         tyro.conf.subcommand("sweep", description="Fine-tune with many settings, and say which is best."),
     ]
+    | Annotated[
+        RateSearch,
+        tyro.conf.subcommand("find-lr", description="Look for a learning rate, in two ways that must agree."),
+    ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Trace, tyro.conf.subcommand("trace")]
@@ -225,6 +231,11 @@ def run_sweep(config: Sweep) -> None:
     print("best:", "  ".join(f"{name} {value}" for name, value in best["values"].items()))
     print(in_words(best["metrics"]))
     print(f"wrote {config.out} ({PAGE}, and the best run under {BEST}/)")
+
+
+def run_find_lr(config: RateSearch) -> None:
+    print(page(find_lr(config)))
+    print(f"wrote {config.out / RATE_PAGE}")
 
 
 def run_merge(options: Merge) -> None:
@@ -337,6 +348,7 @@ def run_info(options: Info) -> None:
 RUN: dict[type, Callable[[Any], None]] = {
     TrainingConfig: run_finetune,
     Sweep: run_sweep,
+    RateSearch: run_find_lr,
     Evaluate: run_evaluate,
     Predict: run_predict,
     Trace: run_trace,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from minift.evaluate import evaluate
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
 from minift.methods import apply_method, parse_options
+from minift.methods.method import Method
 from minift.optim import SCHEDULES, AdamW
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
@@ -83,20 +84,22 @@ class TrainingConfig:
     """The column of the label; `label` if not given."""
 
 
-@explaining_out_of_memory()
-def finetune(
-    config: TrainingConfig, after_epoch: Callable[[TaskModel, int], None] = lambda model, epoch: None
-) -> dict:
-    """Fine-tune a checkpoint and write the directory `config.out`; returns what its metrics.json says.
+class Beginning(NamedTuple):
+    """What a training begins with."""
 
-    `after_epoch` is called with the model and the number of epochs done (1, 2, ...) after each of them; what it raises
-    ends the run.
+    model: TaskModel
+    method: Method
+    optimizer: AdamW
+    train_set: Examples
+    dev_set: Examples | None
 
-    The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
-    examples and seconds on the dev set, before and after) and train_log.jsonl (one line a step). Raises InputError for
-    whatever is wrong with files or options, and when the loss stops being a number.
+
+def begin(config: TrainingConfig) -> Beginning:
+    """Read the files, load the model and apply the method; the same config gives the same weights, to the bit.
+
+    Raises InputError for whatever is wrong with files or options.
     """
-    _check(config)
+    _check_options(config)
     random.manual_seed(config.seed)
     task = TASKS[config.task]
     columns = Columns(config.text_column, config.pair_column, config.label_column)
@@ -118,8 +121,25 @@ def finetune(
         # A label that training does not know is found now, not at the end.
         model.batches(dev_set, config.batch_size)
     method = apply_method(model, config.method, **parse_options(config.method_options))
-
     optimizer = AdamW(method.parameter_groups(model, config.learning_rate, config.weight_decay))
+    return Beginning(model, method, optimizer, train_set, dev_set)
+
+
+@explaining_out_of_memory()
+def finetune(
+    config: TrainingConfig, after_epoch: Callable[[TaskModel, int], None] = lambda model, epoch: None
+) -> dict:
+    """Fine-tune a checkpoint and write the directory `config.out`; returns what its metrics.json says.
+
+    `after_epoch` is called with the model and the number of epochs done (1, 2, ...) after each of them; what it raises
+    ends the run.
+
+    The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
+    examples and seconds on the dev set, before and after) and train_log.jsonl (one line a step). Raises InputError for
+    whatever is wrong with files or options, and when the loss stops being a number.
+    """
+    _check_directory(config)
+    model, method, optimizer, train_set, dev_set = begin(config)
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
@@ -215,8 +235,8 @@ def _options(config: TrainingConfig, train_set: Examples) -> dict:
     return {**options, "examples": len(train_set)}
 
 
-def _check(config: TrainingConfig) -> None:
-    """Raise InputError for options out of range, and for a directory whose run would be lost."""
+def _check_options(config: TrainingConfig) -> None:
+    """Raise InputError for options out of range."""
     if config.task not in TASKS:
         raise InputError(f"there is no task {config.task!r}; the tasks are {', '.join(TASKS)}")
     for name in ("epochs", "batch_size"):
@@ -234,6 +254,10 @@ def _check(config: TrainingConfig) -> None:
     if config.label_smoothing and not TASKS[config.task].smooths_labels:
         smoothing = ", ".join(name for name, task in TASKS.items() if task.smooths_labels)
         raise InputError(f"label_smoothing: {config.task} has none; these tasks have it: {smoothing}")
+
+
+def _check_directory(config: TrainingConfig) -> None:
+    """Raise InputError for a directory whose run would be lost."""
     held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
     if held == [METRICS] and config.resume and not config.overwrite:
         raise InputError(f"{config.out} holds a finished run; pass --overwrite to begin it anew")
