@@ -1,198 +1,191 @@
 """Which method costs what, and learns how well? One recipe, every method, a table.
 
     python benchmarks/methods.py            (make experiments)
+    python benchmarks/methods.py --search   # how the rates in RECIPES were chosen
+    python benchmarks/methods.py --timing   # seconds an epoch, on a machine that does nothing else
 
-2,000 sentences of SST-2, `minilm`, 3 epochs in batches of 32, seeds 0, 1, 2, each run in a process of its own. Says
-first what it will cost. Each finished run is one line of --results and is not repeated: stop it at any time and
-start it again.
+2,000 sentences of SST-2, `minilm`, batches of 32, seeds 0, 1, 2, each run in a process of its own. Says first what it
+will cost. Each finished run is one line of --results and is not repeated: stop it at any time and start it again. The
+table stands beside it, as Markdown.
 """
 
 import argparse
-import json
-import random
-import resource
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+import runs
 from data import SHARED_DATA, Sentiment
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-
 RECIPES = {
-    # name: method, its options, rate. Rates are those of the papers' order, not tuned on the dev set.
-    "full": ("full", (), 5e-5),
-    "frozen below layer 4": ("frozen", ("layers=4",), 1e-4),
-    "head": ("head", (), 1e-3),
-    "layer-wise rates": ("ulmfit", ("gradual=false",), 1e-4),
-    "ulmfit": ("ulmfit", (), 1e-4),
-    "bitfit": ("bitfit", (), 1e-3),
-    "lora": ("lora", (), 5e-4),
-    "ia3": ("ia3", (), 5e-3),
-    "houlsby": ("houlsby", (), 5e-4),
-    "pfeiffer": ("pfeiffer", (), 5e-4),
-    "prefix": ("prefix", (), 5e-3),
-    "prompt": ("prompt", (), 5e-3),
+    # name: method, its options, rate, epochs. The rates are the best of SEARCHED on held-out training sentences.
+    "full": ("full", (), 5e-5, 3),
+    "frozen below layer 4": ("frozen", ("layers=4",), 1e-4, 3),
+    "head": ("head", (), 1e-3, 3),
+    "layer-wise rates": ("ulmfit", ("gradual=false",), 1e-4, 3),
+    "ulmfit": ("ulmfit", (), 1e-4, 3),
+    "bitfit": ("bitfit", (), 1e-3, 3),
+    "lora": ("lora", (), 5e-4, 3),
+    "ia3": ("ia3", (), 5e-3, 3),
+    "houlsby": ("houlsby", (), 5e-4, 3),
+    "pfeiffer": ("pfeiffer", (), 5e-4, 3),
+    "prefix": ("prefix", (), 5e-3, 3),
+    "prompt": ("prompt", (), 5e-3, 3),
 }
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""By the number of runs: how many standard errors a 95 % interval reaches to each side."""
-SECONDS_AN_EPOCH = 40
-"""Of full fine-tuning on 2 cores, where no run has been timed yet."""
-SETTINGS = ("name", "options", "learning_rate", "seed", "data", "sentences", "epochs", "batch_size", "model")
-"""What makes two runs the same run."""
+SEARCHED = {
+    # Three rates each, about those that the method's paper, or PEFT's examples, train with; the first tried first.
+    "full": (2e-5, 5e-5, 1e-4),
+    "frozen below layer 4": (5e-5, 1e-4, 2e-4),
+    "head": (3e-3, 1e-2, 1e-3),
+    "layer-wise rates": (5e-5, 1e-4, 2e-4),
+    "ulmfit": (1e-4, 3e-4, 1e-3),
+    "bitfit": (3e-3, 1e-2, 1e-3),
+    "lora": (2e-4, 5e-4, 1e-3),
+    "ia3": (1e-2, 3e-2, 3e-3),
+    "houlsby": (2e-4, 5e-4, 1e-3),
+    "pfeiffer": (2e-4, 5e-4, 1e-3),
+    "prefix": (1e-2, 3e-2, 3e-3),
+    "prompt": (3e-2, 1e-1, 1e-2),
+}
+HELD_OUT = 500
+"""Training sentences, none of those trained on, that the search judges by; dev has no say in it."""
+SEARCH_SEED = 10
+"""A seed that the table does not use."""
+TIMED_SENTENCES = 320
 
 
 def main():
     options = parse_options()
     if options.one:
-        print(json.dumps(run_here(json.loads(options.one))))
+        runs.run_one(options.one, measure)
         return
     data = Sentiment(options.data)
-    finished = read_results(options.results)
-    wanted = [settings_of(name, seed, options, data) for seed in options.seeds for name in options.only]
-    missing = [settings for settings in wanted if key_of(settings) not in finished]
-    print_cost(missing, finished, options)
-    with tempfile.TemporaryDirectory() as folder:
-        train, dev, majority = write_files(data, options.sentences, Path(folder))
-        for number, settings in enumerate(missing, start=1):
-            print(f"{number} of {len(missing)}: {settings['name']}, seed {settings['seed']}", flush=True)
-            task = {**settings, "train": str(train), "dev": str(dev), "out": f"{folder}/run-{number}"}
-            result = run_in_a_process(task)
-            finished[key_of(settings)] = result
-            append_result(options.results, result)
-    print_table([finished[key_of(settings)] for settings in wanted], majority, data)
+    if options.search:
+        print_search(runs.run_missing(__file__, searched_runs(options, data), options))
+        return
+    timed = timed_runs(options, data)
+    if options.timing:
+        runs.run_missing(__file__, timed, options, again=True)
+    wanted = [run_of(name, seed, options, data) for seed in options.seeds for name in options.only]
+    if not (options.timing or options.so_far):
+        runs.run_missing(__file__, wanted, options)
+    finished = runs.read(options.results)
+    times = {run["name"]: finished.get(runs.key_of(run)) for run in timed}
+    made = table([finished[key] for key in map(runs.key_of, wanted) if key in finished], times, data)
+    runs.write_text(options.results.with_suffix(".md"), made)
+    print(f"\n{made}")
 
 
-def settings_of(name: str, seed: int, options, data: Sentiment) -> dict:
-    _, method_options, rate = RECIPES[name]
-    values = (name, list(method_options), rate, seed, data.digest, options.sentences)
-    return dict(zip(SETTINGS, (*values, options.epochs, options.batch_size, options.model), strict=True))
-
-
-def key_of(settings: dict) -> str:
-    return json.dumps([settings[name] for name in SETTINGS])
-
-
-def read_results(path: Path) -> dict[str, dict]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {key_of(result): result for result in map(json.loads, lines)}
-
-
-def append_result(path: Path, result: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-
-
-def print_cost(missing: list[dict], finished: dict[str, dict], options) -> None:
-    timed = [
-        result["seconds_an_epoch"] / result["sentences"] * options.sentences
-        for result in finished.values()
-        if result["model"] == options.model
-    ]
-    seconds = mean(timed) if timed else SECONDS_AN_EPOCH * options.sentences / 2000
-    minutes = len(missing) * options.epochs * seconds * 1.2 / 60  # a fifth for loading and evaluating
-    source = "as runs took before" if timed else "a guess for 2 cores"
-    print(
-        f"{len(missing)} runs of {options.epochs} epochs over {options.sentences:,} sentences: "
-        f"about {minutes:.0f} minutes ({source})",
-        flush=True,
-    )
-
-
-def write_files(data: Sentiment, sentences: int, folder: Path) -> tuple[Path, Path, float]:
-    """The training and dev files, and what always saying the commoner label would score on dev."""
-    chosen = random.Random(0).sample(
-        range(len(data.train_texts)), min(sentences, len(data.train_texts))
-    )  # the same for every seed
-    rows = [(data.train_texts[i], data.train_labels[i]) for i in chosen]
-    train = write_tsv(folder / "train.tsv", rows)
-    dev = write_tsv(folder / "dev.tsv", list(zip(data.dev_texts, data.dev_labels, strict=True)))
-    positive = mean(data.dev_labels)
-    return train, dev, max(positive, 1 - positive)
-
-
-def write_tsv(path: Path, rows: list[tuple[str, int]]) -> Path:
-    path.write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
-    return path
-
-
-def run_in_a_process(task: dict) -> dict:
-    """One run, in a fresh process, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--one", json.dumps(task)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"the run failed: {task}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def run_here(task: dict) -> dict:
-    """Fine-tune once, and weigh what came of it."""
-    sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "kernels")]
-    import minift
-    from minift.methods import parse_options
-
-    method, options, rate = RECIPES[task["name"]]
-    started = time.perf_counter()
-    metrics = minift.finetune(
-        minift.TrainingConfig(
-            train=Path(task["train"]), dev=Path(task["dev"]), out=Path(task["out"]), model=task["model"],
-            epochs=task["epochs"], batch_size=task["batch_size"], learning_rate=rate, seed=task["seed"],
-            method=method, method_options=options, max_length=128 if task["model"] == "minilm" else None,
-        )
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    fresh = minift.load(task["model"], labels=["0", "1"])
-    minift.apply_method(fresh, method, **parse_options(options))
+def run_of(name: str, seed: int, options, data: Sentiment, **changes) -> dict:
+    """A run's settings; `judged_on` is dev, or for the search what it holds out."""
+    method, method_options, rate, epochs = RECIPES[name]
     return {
-        **{name: task[name] for name in SETTINGS},
+        "name": name,
         "method": method,
-        "trained_parameters": sum(each.data.size for each in fresh.parameters() if each.requires_grad),
-        "saved_bytes": sum(path.stat().st_size for path in Path(task["out"]).glob("*.safetensors")),
-        "seconds_an_epoch": round(metrics["training_seconds"] / task["epochs"], 2),
-        "seconds": round(seconds, 1),
-        "peak_bytes": peak,
-        "accuracy": metrics["after"]["accuracy"],
-        "accuracy_before": metrics["before"]["accuracy"],
+        "options": list(method_options),
+        "learning_rate": rate,
+        "epochs": options.epochs or epochs,
+        "seed": seed,
+        "sentences": options.sentences,
+        "batch_size": options.batch_size,
+        "model": options.model,
+        "data": data.digest,
+        "judged_on": "dev",
+        **changes,
     }
 
 
-def print_table(results: list[dict], majority: float, data: Sentiment) -> None:
-    print(f"\nDev accuracy on {data.name}; always the commoner label: {majority:.4f}")
-    print(
-        f"{'method':<22}{'trained':>12}{'saved MB':>10}{'s/epoch':>9}{'peak MB':>9}  accuracy (95 %)   seeds"
-    )
-    for name in dict.fromkeys(result["name"] for result in results):
-        runs = [result for result in results if result["name"] == name]
-        accuracies = [result["accuracy"] for result in runs]
-        print(
-            f"{name:<22}{runs[0]['trained_parameters']:>12,}{runs[0]['saved_bytes'] / 1e6:>10.3f}"
-            f"{mean(result['seconds_an_epoch'] for result in runs):>9.1f}"
-            f"{max(result['peak_bytes'] for result in runs) / 1e6:>9.0f}"
-            f"  {mean(accuracies):.4f}{interval(accuracies):<10}  "
-            + " ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+def searched_runs(options, data: Sentiment) -> list[dict]:
+    return [
+        run_of(name, SEARCH_SEED, options, data, learning_rate=rate, judged_on="held out")
+        for name in options.only
+        for rate in SEARCHED[name]
+    ]
+
+
+def timed_runs(options, data: Sentiment) -> list[dict]:
+    changes = {"sentences": min(TIMED_SENTENCES, options.sentences), "judged_on": "the clock"}
+    return [run_of(name, 0, options, data, **changes) for name in options.only]
+
+
+def measure(run: dict, data_folder: Path, folder: Path) -> dict:
+    data = Sentiment(data_folder)
+    order = runs.shuffled(len(data.train_texts), seed=0)  # the same for every seed
+    train = runs.write_tsv(folder / "train.tsv", runs.rows_of(data, order[: run["sentences"]]))
+    if run["judged_on"] == "held out":
+        judges = runs.rows_of(data, order[run["sentences"] : run["sentences"] + HELD_OUT])
+    else:
+        judges = list(zip(data.dev_texts, data.dev_labels, strict=True))
+    dev = runs.write_tsv(folder / "dev.tsv", judges)
+    return runs.fine_tune(run, train, dev, folder / "out", run["model"])
+
+
+def majority(data: Sentiment) -> float:
+    """What always saying the commoner label would score on dev."""
+    positive = mean(data.dev_labels)
+    return max(positive, 1 - positive)
+
+
+def print_search(results: list[dict]) -> None:
+    print(f"\nAccuracy on {HELD_OUT} held-out training sentences, seed {SEARCH_SEED}, the best marked")
+    for name in dict.fromkeys(result["run"]["name"] for result in results):
+        tried = {
+            result["run"]["learning_rate"]: result["accuracy"]
+            for result in results
+            if result["run"]["name"] == name
+        }
+        best = max(tried, key=tried.__getitem__)
+        cells = [f"{rate:g}: {tried[rate]:.3f}{'*' if rate == best else ' '}" for rate in tried]
+        print(f"{name:<22}" + "  ".join(cells))
+
+
+def table(results: list[dict], timed: dict[str, dict | None], data: Sentiment) -> str:
+    """One row a method. Seconds come from `--timing`, and where it has not run from the runs themselves (~)."""
+    threads = sorted({result["threads"] for result in [*filter(None, timed.values()), *results]})
+    lines = [
+        f"Dev accuracy on {data.name}; always the commoner label: {majority(data):.4f}. Seconds an epoch on "
+        f"{' or '.join(map(str, threads)) or 'no'} thread(s); ~ where other programs may have run beside.",
+        "",
+        "| method | trained | saved MB | s/epoch | peak MB | epochs | rate | accuracy (95 %) | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|",
+    ]
+    for name in dict.fromkeys(result["run"]["name"] for result in results):
+        of_name = [result for result in results if result["run"]["name"] == name]
+        accuracies = [result["accuracy"] for result in of_name]
+        cells = (
+            name,
+            f"{of_name[0]['trained_parameters']:,}",
+            f"{of_name[0]['saved_bytes'] / 1e6:.3f}",
+            seconds_an_epoch(of_name, timed[name]),
+            f"{max(result['peak_bytes'] for result in of_name) / 1e6:.0f}",
+            str(of_name[0]["run"]["epochs"]),
+            f"{of_name[0]['run']['learning_rate']:g}",
+            runs.with_interval(accuracies),
+            " ".join(f"{result['run']['seed']}: {result['accuracy']:.4f}" for result in of_name),
         )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def interval(values: list[float]) -> str:
-    """Half of the 95 % interval of the mean, by Student's t; nothing for one run."""
-    if len(values) < 2:
-        return ""
-    return f" ± {STUDENT.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5:.4f}"
+def seconds_an_epoch(results: list[dict], timed: dict | None) -> str:
+    if timed is None:
+        return f"~{mean(result['seconds_an_epoch'] for result in results):.1f}"
+    share = results[0]["run"]["sentences"] / timed["run"]["sentences"]
+    return f"{timed['seconds_an_epoch'] * share:.1f}"
 
 
 def parse_options():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--search", action="store_true", help="try each method's rates on held-out sentences")
+    parser.add_argument("--timing", action="store_true", help="time a few batches of each method anew")
+    parser.add_argument(
+        "--so-far", action="store_true", help="print the table of what has run, and run nothing"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=RECIPES, nargs="+", default=list(RECIPES))
     parser.add_argument("--sentences", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="for all methods, instead of their recipes'")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--data", type=Path, default=SHARED_DATA, help="the folder that holds sst2/")
