@@ -8,3 +8,7 @@ class InputError(ValueError):
     line prints it without a traceback and exits with status 2; in Python it is an ordinary exception with
     the same words.
     """
+
+
+class DivergedError(InputError):
+    """The loss is no number any more: another rate may mend it, which a search for rates takes as an answer."""

@@ -5,17 +5,22 @@ Optuna chooses the values (the tree-structured Parzen estimator, Bergstra et al.
 each running the same command, share one.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
+import sqlite3
+import sys
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minift import checkpoint
 from minift.data import Columns
-from minift.errors import InputError
+from minift.errors import DivergedError, InputError
 from minift.evaluate import evaluate
 from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
@@ -36,8 +41,8 @@ class Sweep(TrainingConfig):
     """Everything that decides how a sweep goes: a fine-tuning's options, and which of them are searched."""
 
     search: tuple[str, ...] = ("learning_rate=2e-5:1e-4", "batch_size=16,32", "epochs=2,3,4")
-    """What is tried: option=low:high for any number between (of rates, on a logarithmic scale), option=a,b,c for one of
-    these. A method's own options are method.option, such as method.rank=4,8,16."""
+    """What is tried: option=low:high for any number between (on a logarithmic scale, if low is above 0), option=a,b,c
+    for one of these. A method's own options are method.option, such as method.rank=4,8,16."""
     trials: int = 20
     """How many fine-tunings the sweep has in all, those of earlier and other processes counted."""
 
@@ -45,9 +50,9 @@ class Sweep(TrainingConfig):
 def sweep(config: Sweep) -> dict[str, Any]:
     """Fine-tune until the sweep has `config.trials` runs; returns the best one's values and its dev metrics.
 
-    The directory `config.out` then holds sweep.db, results.md and, under best/, what the best run wrote. Raises
-    InputError where there is no dev set or no Optuna, for a search that names no option, and for a storage that stays
-    locked.
+    The directory `config.out` then holds sweep.db, results.md and, under best/, what the best run wrote. A run whose
+    loss stops being a number counts as one that was ended early. Raises InputError where there is no dev set or no
+    Optuna, for a search that names no option, for a storage that stays locked, and where no run came to its end.
     """
     optuna = _optuna()
     dev_file = config.dev
@@ -60,11 +65,11 @@ def sweep(config: Sweep) -> dict[str, Any]:
     path = config.out / STORAGE
 
     def objective(trial) -> float:
+        if _rank(trial) >= config.trials:
+            raise _EnoughError
         values = {name: _suggest(trial, name, choices) for name, choices in space.items()}
         run = _run_config(config, values, config.out / f"trial-{trial.number}")
-        dev_set = TASKS[config.task].read(
-            dev_file, Columns(run.text_column, run.pair_column, run.label_column)
-        )
+        dev_set = TASKS[run.task].read(dev_file, Columns(run.text_column, run.pair_column, run.label_column))
 
         def report(model: TaskModel, epoch: int) -> None:
             trial.report(_score(evaluate(model, dev_set, run.batch_size)), epoch)
@@ -73,42 +78,91 @@ def sweep(config: Sweep) -> dict[str, Any]:
 
         try:
             metrics = finetune(run, after_epoch=report)["after"]
-        except BaseException:
-            shutil.rmtree(run.out, ignore_errors=True)
-            raise
+        except DivergedError as error:
+            raise optuna.TrialPruned from error
         trial.set_user_attr("metrics", metrics)
-        _keep_best(trial, _score(metrics), run.out, config.out / BEST)
         return _score(metrics)
 
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since 2021
-            storage = optuna.storages.RDBStorage(
-                f"sqlite:///{path}",
-                engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
-                heartbeat_interval=ALIVE_SECONDS,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            )
-        study = optuna.create_study(
-            study_name="sweep", storage=storage, direction="maximize", load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(),
-        )  # fmt: skip
+        study = _study(optuna, path)
         _same_sweep(study, config)
-        if len(study.get_trials(states=finished)) < config.trials:
-            study.optimize(
-                objective, callbacks=[optuna.study.MaxTrialsCallback(config.trials, states=finished)]
-            )
-        page = _page(study, space)
-    except optuna.exceptions.StorageInternalError as error:
-        raise _storage_error(path, error) from error
+        while _another_run_is_due(optuna, study, config.trials):
+            study.optimize(objective, n_trials=1, catch=_EnoughError)
+            _keep_best(study, config.out)
+        _keep_best(study, config.out)
+        page, best = _page(study, space), _best(study.trials)
     except Exception as error:
-        if type(error).__module__.startswith("sqlalchemy"):
-            raise _storage_error(path, error) from error
-        raise
+        cause = _cause_in_storage(error)
+        if cause is None:
+            raise
+        raise _storage_error(path, cause) from error
     checkpoint.write_text(config.out / PAGE, page)
-    best = study.best_trial
+    if best is None:
+        raise InputError(f"{config.out / PAGE}: all runs were ended early, so none is the best")
     return {"values": best.params, "metrics": best.user_attrs["metrics"], "page": page}
+
+
+# ---- The storage, which several processes share ----------------------------------------------------
+
+
+class _EnoughError(Exception):
+    """Another process was quicker to begin the sweep's last run."""
+
+
+def _study(optuna, path: Path):
+    """The sweep in the storage, begun if it is not there. A run that a killed process left behind is repeated.
+
+    Two processes that set up one file stumble over each other. So each sets up its own, and one of them gets the name.
+    """
+    if not path.exists():
+        own = path.with_name(f"{STORAGE}-{os.getpid()}.tmp")
+        own.unlink(missing_ok=True)
+        _open(optuna, own)
+        with contextlib.suppress(FileExistsError):
+            os.link(own, path)
+        own.unlink()
+    return _open(optuna, path)
+
+
+def _open(optuna, path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since 2021
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{path}",
+            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
+            heartbeat_interval=ALIVE_SECONDS,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+    return optuna.create_study(
+        study_name="sweep", storage=storage, direction="maximize", load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(),
+    )  # fmt: skip
+
+
+def _another_run_is_due(optuna, study, trials: int) -> bool:
+    """Whether this process is to begin a run; waits while other processes have all that are missing.
+
+    For they may be killed: then their runs are silent for a while, count as failed, and are begun again here.
+    """
+    told = False
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
+        states = [trial.state.name for trial in study.trials]
+        done = states.count("COMPLETE") + states.count("PRUNED")
+        running = states.count("RUNNING")
+        if done >= trials or done + running < trials:
+            return done < trials
+        if not told:
+            print(f"waiting for {running} runs of other processes", file=sys.stderr)
+            told = True
+        time.sleep(1)
+
+
+def _rank(trial) -> int:
+    """How many runs, failed ones not counted, were begun before this one."""
+    return sum(each.number < trial.number and each.state.name != "FAIL" for each in trial.study.trials)
 
 
 def _optuna():
@@ -116,13 +170,19 @@ def _optuna():
         import optuna
     except ImportError:
         raise InputError('a sweep needs Optuna: pip install "minift[sweep]"') from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed run is told by what it raises
     return optuna
 
 
-def _storage_error(path: Path, error: Exception) -> InputError:
-    cause = error.__cause__ or error
-    reason = str(cause).splitlines()[0]
+def _cause_in_storage(error: BaseException | None) -> BaseException | None:
+    """SQLite's error that an error comes from, if it does: Optuna and SQLAlchemy wrap it, and may then stumble on."""
+    while error is not None and not isinstance(error, sqlite3.Error):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _storage_error(path: Path, cause: BaseException) -> InputError:
+    reason = str(cause)
     if "locked" in reason:
         return InputError(
             f"{path}: the sweep's storage is locked by another process and stayed so for {LOCK_SECONDS:g} seconds"
@@ -136,31 +196,43 @@ Choices = list[Any] | tuple[Any, Any]
 """A list of values, or the lowest and the highest."""
 
 
+NOT_SEARCHED = {"train", "dev", "out", "resume", "overwrite", "save_every", "method_options"}
+
+
 def _parse(written: str) -> tuple[str, Choices]:
     """("learning_rate", (2e-5, 1e-4)) from learning_rate=2e-5:1e-4, ("epochs", [2, 3]) from epochs=2,3."""
     name, equals, values = written.partition("=")
-    own = {field.name for field in dataclasses.fields(TrainingConfig)} - {"train", "dev", "out", "resume"}
+    own = {name: kind for name, kind in get_type_hints(TrainingConfig).items() if name not in NOT_SEARCHED}
     if not equals or not (name in own or name.startswith("method.")):
         known = ", ".join(sorted(own))
         raise InputError(
-            f"search {written!r}: expected option=low:high or option=a,b; the options are {known}"
+            f"search {written!r}: expected option=low:high or option=a,b; the options are {known}, and method.option"
         )
-    if ":" not in values:
-        return name, [_value(each) for each in values.split(",")]
+    kind = own.get(name)
+    if ":" not in values or kind is str:  # a path may have a colon
+        return name, [_value(each, kind, written) for each in values.split(",")]
     low, _, high = values.partition(":")
-    bounds = _value(low), _value(high)
+    bounds = _value(low, kind, written), _value(high, kind, written)
     if any(isinstance(each, str) for each in bounds) or not bounds[0] < bounds[1]:
         raise InputError(f"search {written!r}: expected two numbers, the lower one first")
     return name, bounds
 
 
-def _value(text: str) -> Any:
-    for kind in (int, float):
+def _value(text: str, kind: Any, written: str) -> Any:
+    """The text as the option's type; a method's option, whose type is None here, as a number where it is one."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise InputError(f"search {written!r}: {text!r} is none of {', '.join(get_args(kind))}")
+        return text
+    kinds = (int, float, str) if kind is None else get_args(kind) or (kind,)
+    for each in kinds:
         try:
-            return kind(text)
+            if each is not type(None):
+                return each(text)
         except ValueError:
             continue
-    return text
+    names = " or ".join(each.__name__ for each in kinds if each is not type(None))
+    raise InputError(f"search {written!r}: {text!r} is no {names}")
 
 
 def _suggest(trial, name: str, choices: Choices) -> Any:
@@ -206,16 +278,28 @@ def _score(metrics: dict[str, float]) -> float:
     return -value if name in LESS_IS_BETTER else value
 
 
-def _keep_best(trial, score: float, out: Path, best: Path) -> None:
-    """Keep of all runs' directories only that of the best."""
-    others = [
-        each.value for each in trial.study.trials if each.value is not None and each.number != trial.number
-    ]
-    if others and max(others) >= score:
-        shutil.rmtree(out, ignore_errors=True)
-        return
-    shutil.rmtree(best, ignore_errors=True)
-    out.rename(best)
+def _best(trials: list):
+    """The best run, or None where none has come to its end."""
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    return max(complete, key=lambda trial: trial.value, default=None)
+
+
+def _keep_best(study, out: Path) -> None:
+    """Of all finished runs' directories keep only that of the best, and let best/ be a link to it.
+
+    Whatever is deleted here was worse than some other run, so it does not matter which process deletes it, or where
+    one is killed in between: the next call mends it.
+    """
+    trials = study.trials  # read once: a run that ends meanwhile must not be judged by what was best before
+    best = _best(trials)
+    if best is not None and (out / f"trial-{best.number}").exists():
+        link = out / f"{BEST}-{os.getpid()}.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"trial-{best.number}")
+        os.replace(link, out / BEST)
+    for trial in trials:
+        if trial.state.is_finished() and (best is None or trial.number != best.number):
+            shutil.rmtree(out / f"trial-{trial.number}", ignore_errors=True)
 
 
 def _page(study, space: dict[str, Choices]) -> str:
@@ -227,7 +311,7 @@ def _page(study, space: dict[str, Choices]) -> str:
         "| " + " | ".join(["run", "score", *names, "state", "seconds"]) + " |",
         "|" + "---|" * (len(names) + 4),
     ]
-    trials = [each for each in study.trials if each.state.is_finished()]
+    trials = [each for each in study.trials if each.state.is_finished() and each.params]
     for trial in sorted(trials, key=lambda each: (each.state.name != "COMPLETE", -(each.value or 0))):
         score = "" if trial.value is None else f"{abs(trial.value):.4f}"
         values = [_short(trial.params.get(name)) for name in names]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from minift import checkpoint, random, training_state
 from minift.data import Batch, Columns
 from minift.device import explaining_out_of_memory
-from minift.errors import InputError
+from minift.errors import DivergedError, InputError
 from minift.evaluate import evaluate
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
@@ -217,14 +217,16 @@ def finetune(
 
 
 def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_before: int) -> NoReturn:
-    """Raise InputError for a loss that is no number. The forward pass runs again to find out where it went wrong."""
+    """Raise DivergedError for a loss that is no number. The forward pass runs again to find out where it went wrong."""
     random.default_generator.calls = calls_before  # so that dropout drops the same again
     try:
         with no_grad(), detect_anomaly():
             model.loss(model(batch), batch)
     except FloatingPointError as error:
-        raise InputError(f"step {step}: the loss became {loss}; {error}. Try a lower learning rate") from None
-    raise InputError(f"step {step}: the loss became {loss}, and was a number when computed again")
+        raise DivergedError(
+            f"step {step}: the loss became {loss}; {error}. Try a lower learning rate"
+        ) from None
+    raise DivergedError(f"step {step}: the loss became {loss}, and was a number when computed again")
 
 
 def _options(config: TrainingConfig, train_set: Examples) -> dict:
