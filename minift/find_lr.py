@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from minift import checkpoint
 from minift.data import Batch
 from minift.device import explaining_out_of_memory
@@ -102,7 +104,7 @@ def range_test(config: RateSearch) -> tuple[list[float], list[float]]:
     schedule = Schedule(start.optimizer, lambda step: rates[step] / config.learning_rate)
     losses: list[float] = []
     average = 0.0
-    for step, loss in enumerate(_training(start, config, schedule)):
+    for step, loss in enumerate(_training(start, config, schedule, "range test")):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         smoothed = average / (1 - SMOOTHING ** (step + 1))  # as Adam corrects its moments' bias
         if not smoothed < EXPLODED * min(losses, default=math.inf):
@@ -133,7 +135,7 @@ def dev_loss(config: RateSearch, rate: float) -> float:
     )
     schedule.base_rates = [base * rate / config.learning_rate for base in schedule.base_rates]
     schedule.set_step(0)
-    for loss in _training(start, config, schedule):
+    for loss in _training(start, config, schedule, f"rate {rate:.0e}"):
         if not math.isfinite(loss):
             return math.inf
     assert start.dev_set is not None
@@ -141,9 +143,10 @@ def dev_loss(config: RateSearch, rate: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _training(start: Beginning, config: RateSearch, schedule: Schedule) -> Iterator[float]:
+def _training(start: Beginning, config: RateSearch, schedule: Schedule, name: str) -> Iterator[float]:
     """The losses of `config.steps` steps of training."""
-    for batch in itertools.islice(_batches(start, config), config.steps):
+    batches = itertools.islice(_batches(start, config), config.steps)
+    for batch in tqdm(batches, desc=name, total=config.steps, unit="step", dynamic_ncols=True):
         loss = start.model.loss(start.model(batch), batch)
         loss.backward()
         yield loss.item()
