@@ -55,7 +55,9 @@ def write_trace(model: TaskModel, text: str, label: str, path: Path, name: str) 
         "steps": [step_json(model, trace, step) for step in trace],
         "tokens": [
             {"text": token, "saliency": value}
-            for token, value in zip(model.tokenizer.tokens(batch.ids), saliency.tolist(), strict=True)
+            for token, value in zip(
+                model.tokenizer.tokens(batch.ids.tolist()), saliency.tolist(), strict=True
+            )
         ],
         "attention": [
             {"name": attention_name(index, heads), "heads": [encoded(head, kept) for head in heads]}
@@ -231,6 +233,7 @@ def look_closer(model: TaskModel, text: str, label: str) -> tuple[Array, list[Ar
     layers = [attention_of(step) for step in trace if step.operation == "attention"]
     # The embeddings' output is what their newest operation made, which comes first in a backward pass.
     embeddings = next(step for step in trace if stage_index(model, step.module) == 0)
+    assert embeddings.output is not None
     return (embeddings.gradient * embeddings.output).sum(axis=1), layers[::-1]
 
 
