@@ -233,8 +233,9 @@ def look_closer(model: TaskModel, text: str, label: str) -> tuple[Array, list[Ar
     layers = [attention_of(step) for step in trace if step.operation == "attention"]
     # The embeddings' output is what their newest operation made, which comes first in a backward pass.
     embeddings = next(step for step in trace if stage_index(model, step.module) == 0)
-    assert embeddings.output is not None
-    return (embeddings.gradient * embeddings.output).sum(axis=1), layers[::-1]
+    gradient, output = embeddings.gradient, embeddings.output
+    assert not isinstance(gradient, Summary) and not isinstance(output, Summary) and output is not None
+    return (gradient * output).sum(axis=1), layers[::-1]
 
 
 def attention_of(step: Step) -> Array:
