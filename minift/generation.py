@@ -71,12 +71,14 @@ def generate(
 
     Raises InputError for an empty prompt, and for one that fills all the model's positions.
     """
-    longest = model.config.longest_text
+    in_front = 0 if model.method is None else model.method.tokens_in_front
+    longest = model.config.longest_text - in_front
     for prompt in prompts:
         if not 0 < len(prompt) < longest:
+            beside = f" beside the {in_front} of its method" if in_front else ""
             raise InputError(
                 f"the prompt has {len(prompt)} tokens; expected 1 to {longest - 1}, "
-                f"since the model has positions for {longest} and one must be left to write"
+                f"since the model has positions for {longest}{beside} and one must be left to write"
             )
     texts = [list(prompt) for prompt in prompts]
     ends = [min(len(prompt) + max_new_tokens, longest) for prompt in prompts]
@@ -84,7 +86,7 @@ def generate(
     generator = np.random.default_rng(sampling.seed)
     with (
         evaluating(model),
-        caching(model, len(texts), max(ends, default=0)) if use_cache else evaluating(model),
+        caching(model, len(texts), max(ends, default=0) + in_front) if use_cache else evaluating(model),
     ):
         while writing := [
             text
@@ -115,12 +117,13 @@ def _batch_of(new: list[list[int]], known: list[int]) -> Batch:
 
 @contextmanager
 def caching(model: Module, texts: int, room: int) -> Iterator[None]:
-    """Inside this block every self-attention of the model keeps the keys and values that it has computed."""
+    """Inside this block every self-attention of the model keeps the keys and values that it has computed.
+
+    `room` is for the tokens of the longest text, with what a method puts in front of it.
+    """
     layers = [module for _, module in model.named_modules() if isinstance(module, SelfAttention)]
     for layer in layers:
-        # A prefix stands in front of each text and takes room, too.
-        extra = 0 if layer.prefix is None else len(layer.prefix()[0])
-        layer.cache = KeyValueCache(texts, room + extra)
+        layer.cache = KeyValueCache(texts, room)
     try:
         yield
     finally:

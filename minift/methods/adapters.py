@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 from minift import checkpoint, ops
 from minift.errors import InputError
 from minift.methods import part
-from minift.methods.method import Method, freeze_body, head_parameters, replace_module
+from minift.methods.method import Method, freeze_body, head_parameters, parts_of_layers, replace_module
 from minift.models.architecture import initialize
 from minift.nn import LayerNorm, Linear, Module, ModuleList, Parameter
 from minift.tasks.task_model import TaskModel
@@ -32,11 +32,6 @@ HEAD_CONFIG = "head_config.json"
 HEAD_WEIGHTS = "model_head.safetensors"
 NAME = "minift"
 """What the adapter is called in the keys of its weights; AdapterHub wants a name, and any will do."""
-
-ATTENTION_NORMS = {"bert": "attention.output.LayerNorm", "roberta": "attention.output.LayerNorm"}
-"""By model_type: the norm behind a layer's attention, which the adapter stands before."""
-OUTPUT_NORMS = {"bert": "output.LayerNorm", "roberta": "output.LayerNorm"}
-"""The norm behind a layer's feed-forward network."""
 
 
 class Activation(Module):
@@ -100,17 +95,13 @@ class Bottleneck(Method):
 
     def apply(self, model: TaskModel) -> None:
         config = model.config
-        kind = model.architecture.model_type
-        if kind not in OUTPUT_NORMS:
-            raise InputError(f"method {self.name}: it is there for {', '.join(OUTPUT_NORMS)}, not for {kind}")
+        parts = ["output_norm", *(["attention_norm"] if self.architecture["mh_adapter"] else [])]
+        places = parts_of_layers(model, parts, self.name)
         if not 1 <= self.reduction <= config.hidden_size:
             raise InputError(
                 f"method {self.name}: reduction is {self.reduction}, expected 1 to {config.hidden_size}"
             )
         freeze_body(model)
-        places = [OUTPUT_NORMS[kind]]
-        if self.architecture["mh_adapter"]:
-            places.append(ATTENTION_NORMS[kind])
         for layer in model.body.layers:
             for place in places:
                 adapter = Adapter(

@@ -10,37 +10,28 @@ from typing import Any, Self
 
 import numpy as np
 
-from minift.methods.method import default_targets, freeze_body, plain_linear, replace_module, targeted
+from minift.methods.method import freeze_body, parts_of_layers, replace_module, targeted
 from minift.methods.peft import PeftMethod
+from minift.models.gpt2 import Conv1D
 from minift.nn import Linear, Parameter
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
 
-TARGETS = {
-    "bert": ("key", "value"),
-    "roberta": ("key", "value"),
-    "distilbert": ("k_lin", "v_lin"),
-    "llama": ("k_proj", "v_proj"),
-    "qwen2": ("k_proj", "v_proj"),
-}
-"""The layers whose outputs are rescaled: keys and values."""
-FEED_FORWARD = {
-    # Not merely output.dense, which ends the path of the layer after the attention, too.
-    "bert": (r"\d+\.output\.dense",),
-    "roberta": (r"\d+\.output\.dense",),
-    "distilbert": (r"ffn\.lin2",),
-    "llama": ("down_proj",),
-    "qwen2": ("down_proj",),
-}
-"""The layers whose inputs are rescaled: the second half of the feed-forward network."""
+OUTPUTS = ("key", "value")
+"""The parts of a layer whose outputs are rescaled. GPT-2 makes them in one layer with the queries, which then are
+rescaled, too, as in PEFT."""
+INPUTS = ("feed_forward_output",)
+"""The part whose input is: the second half of the feed-forward network."""
 
 
 class IA3Linear(Linear):
     """A frozen linear layer and one vector that rescales its output, or its input."""
 
     def __init__(self, base: Linear, feed_forward: bool):
-        outputs, inputs = base.weight.shape
+        self.transposed = isinstance(base, Conv1D)
+        outputs, inputs = reversed(base.weight.shape) if self.transposed else base.weight.shape
         self.weight, self.bias = base.weight, base.bias
+        self.base_forward = base.forward  # which reads these same two
         self.feed_forward = feed_forward
         # PEFT's shapes, which say which of the two it is.
         shape = (1, inputs) if feed_forward else (outputs, 1)
@@ -48,16 +39,17 @@ class IA3Linear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.feed_forward:
-            return super().forward(x * self.ia3_l)  # (T, in) times (1, in)
-        return super().forward(x) * self.ia3_l.T  # (T, out) times (1, out)
+            return self.base_forward(x * self.ia3_l)  # (T, in) times (1, in)
+        return self.base_forward(x) * self.ia3_l.T  # (T, out) times (1, out)
 
     def merged(self) -> Linear:
         """The linear layer that computes the same."""
-        weight = Parameter(self.weight.data * self.ia3_l.data)
-        bias = self.bias
-        if bias is not None and not self.feed_forward:
-            bias = Parameter(bias.data * self.ia3_l.data[:, 0])
-        return plain_linear(weight, bias)
+        base = self.base_forward.__self__
+        scale = self.ia3_l.data.T if self.transposed else self.ia3_l.data
+        base.weight = Parameter(self.weight.data * scale)
+        if self.bias is not None and not self.feed_forward:
+            base.bias = Parameter(self.bias.data * self.ia3_l.data[:, 0])
+        return base
 
 
 @dataclass(frozen=True)
@@ -74,8 +66,8 @@ class IA3(PeftMethod):
 
     def apply(self, model: TaskModel) -> None:
         nothing_given = not self.targets and not self.feed_forward
-        outputs = default_targets(model, TARGETS, self.name) if nothing_given else self.targets
-        inputs = default_targets(model, FEED_FORWARD, self.name) if nothing_given else self.feed_forward
+        outputs = parts_of_layers(model, OUTPUTS, self.name) if nothing_given else self.targets
+        inputs = parts_of_layers(model, INPUTS, self.name) if nothing_given else self.feed_forward
         of_outputs = targeted(model, outputs, self.name)
         of_inputs = targeted(model, inputs, self.name)
         freeze_body(model)
@@ -95,7 +87,7 @@ class IA3(PeftMethod):
         return {
             "target_modules": list(layers),
             "feedforward_modules": [path for path, layer in layers.items() if layer.feed_forward],
-            "fan_in_fan_out": False,
+            "fan_in_fan_out": any(layer.transposed for layer in layers.values()),
             "init_ia3_weights": True,
         }
 

@@ -20,22 +20,16 @@ import numpy as np
 from minift_kernels import matmul as matmul_kernels
 
 from minift.errors import InputError
-from minift.methods.method import default_targets, freeze_body, replace_module, targeted
+from minift.methods.method import freeze_body, parts_of_layers, replace_module, targeted
 from minift.methods.peft import PeftMethod
 from minift.models.gpt2 import Conv1D
 from minift.nn import Dropout, Linear, Parameter
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
 
-TARGETS = {
-    "bert": ("query", "value"),
-    "roberta": ("query", "value"),
-    "distilbert": ("q_lin", "v_lin"),
-    "gpt2": ("c_attn",),
-    "llama": ("q_proj", "v_proj"),
-    "qwen2": ("q_proj", "v_proj"),
-}
-"""What is adapted where nothing else is asked for: queries and values, as in section 7.1."""
+TARGETS = ("query", "value")
+"""The parts of a layer that are adapted where nothing else is asked for (section 7.1). GPT-2 makes queries, keys and
+values in one layer, which is then adapted as a whole, as in PEFT."""
 
 
 class LoRALinear(Linear):
@@ -103,7 +97,7 @@ class LoRA(PeftMethod):
     def apply(self, model: TaskModel) -> None:
         if self.rank < 1:
             raise InputError(f"method lora: rank is {self.rank}, expected 1 or more")
-        layers = targeted(model, self.targets or default_targets(model, TARGETS, self.name), self.name)
+        layers = targeted(model, self.targets or parts_of_layers(model, TARGETS, self.name), self.name)
         freeze_body(model)
         for path, layer in layers.items():
             replace_module(model, path, LoRALinear(layer, self.rank, self.scale, self.dropout))

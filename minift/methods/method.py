@@ -5,13 +5,14 @@ A method is one file with one subclass of `Method`, a dataclass of its options, 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from minift.data import Batch
 from minift.errors import InputError
-from minift.nn import Linear, Module, Parameter, skip_init
+from minift.models import MODELS
+from minift.nn import Linear, Module, Parameter
 from minift.optim import decay_groups
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
@@ -48,6 +49,11 @@ class Method:
     def answer(self, model: TaskModel, batch: Batch) -> Tensor:
         """What the head says of a packed batch; a method may make another batch of it first."""
         return model.plain_answer(batch)
+
+    @property
+    def tokens_in_front(self) -> int:
+        """How many positions, and rows of a cache, the method takes in front of every text."""
+        return 0
 
     def unload(self, model: TaskModel) -> None:
         """Make of the model one of the plain architecture that computes the same, which `save` writes whole.
@@ -88,14 +94,6 @@ def replace_module(model: Module, path: str, module: Module) -> None:
     setattr(dict(model.named_modules())[parent], name, module)
 
 
-def plain_linear(weight: Parameter, bias: Parameter | None) -> Linear:
-    """A linear layer with these parameters."""
-    with skip_init():
-        layer = Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight, layer.bias = weight, bias
-    return layer
-
-
 def linear_layers(model: TaskModel) -> dict[str, Linear]:
     """The linear layers of the model's layers, by their paths."""
     inside = {id(each) for layer in model.body.layers for _, each in layer.named_modules()}
@@ -129,9 +127,15 @@ def targeted(model: TaskModel, targets: Sequence[str], method: str) -> dict[str,
     return {path: layer for path, layer in layers.items() if path in found}
 
 
-def default_targets(model: TaskModel, table: Mapping[str, Sequence[str]], method: str) -> Sequence[str]:
-    """The table's targets for the model's architecture. Raises InputError where it has none."""
-    model_type = model.architecture.model_type
-    if model_type not in table:
-        raise InputError(f"method {method}: no targets are known for {model_type}; name them: targets=...")
-    return table[model_type]
+def parts_of_layers(model: TaskModel, parts: Sequence[str], method: str) -> list[str]:
+    """Where the model's family has these parts of a layer, as `Architecture.layer_parts` says; each place once.
+
+    Raises InputError where it does not have them all, with the families that do.
+    """
+    known = model.architecture.layer_parts
+    if any(part not in known for part in parts):
+        families = [name for name, each in MODELS.items() if all(part in each.layer_parts for part in parts)]
+        raise InputError(
+            f"method {method}: it is there for {', '.join(families)}, not for {model.architecture.model_type}"
+        )
+    return list(dict.fromkeys(known[part] for part in parts))

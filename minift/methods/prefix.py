@@ -5,6 +5,7 @@ A soft prompt steers the model from below; a prefix speaks to each layer directl
     keys [P_l; K], values [P'_l; V]        P_l and P'_l (n, H) trained, K and V (T, H) the text's own
 
 and no query, residual or feed-forward network knows of it (section 4.1). As in PEFT, a text's positions begin at n.
+(PEFT itself has no prefix for DistilBERT, whose class in transformers takes no keys from outside.)
 """
 
 from collections.abc import Mapping
@@ -52,6 +53,10 @@ class PrefixTuning(PeftMethod):
     tokens: int = 20
     """n, how many of them."""
 
+    @property
+    def tokens_in_front(self) -> int:
+        return self.tokens
+
     def apply(self, model: TaskModel) -> None:
         attentions = [
             each
@@ -61,7 +66,7 @@ class PrefixTuning(PeftMethod):
         ]
         make_room(model, self.tokens, self.name)
         freeze_body(model)
-        shape = (self.tokens, 2 * len(attentions) * key_width(model))
+        shape = (self.tokens, 2 * len(attentions) * model.config.key_width)
         vectors = random.default_generator.numpy().standard_normal(shape, dtype=np.float32)
         prefix = Prefix(vectors * model.config.initializer_range, len(attentions))
         model.body.key_values = prefix
@@ -82,18 +87,9 @@ class PrefixTuning(PeftMethod):
         return prompt_key(name)
 
     def peft_config(self, model: TaskModel) -> dict[str, Any]:
-        heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-        sizes = {"token_dim": key_width(model), "num_attention_heads": heads}
+        sizes = {"token_dim": model.config.key_width, "num_attention_heads": model.config.key_heads}
         return {**prompt_entries(model, self.tokens), **sizes, "prefix_projection": False}
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Self:
         return cls(tokens=shapes["prompt_embeddings"][0])
-
-
-def key_width(model: TaskModel) -> int:
-    """The width of a key or a value: of all heads together, of which there may be fewer than for the queries."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return heads * size

@@ -17,7 +17,7 @@ from minift import ops, random
 from minift.data import Batch, pack
 from minift.errors import InputError
 from minift.history import no_grad
-from minift.methods.method import freeze_body
+from minift.methods.method import freeze_body, parts_of_layers
 from minift.methods.peft import PeftMethod
 from minift.nn import Module, Parameter
 from minift.tasks.task_model import TaskModel
@@ -33,9 +33,16 @@ class SoftPrompt(Module):
 
     def forward(self, words: Tensor, batch: Batch) -> Tensor:
         """The words' vectors of a lengthened batch, (T + B n, H), with the prompt's in front of each text."""
+        if goes_on(batch):
+            return words
         starts = batch.offsets[:-1] + len(self.prompt_embeddings)
         texts = np.stack([starts, batch.offsets[1:]], axis=1)  # (B, 2)
         return ops.put_in_front(self.prompt_embeddings, words, texts)
+
+
+def goes_on(batch: Batch) -> bool:
+    """Whether the batch is what is generated behind tokens that a cache knows, and the prompt before them."""
+    return bool(batch.positions[0] > 0)
 
 
 def lengthened(batch: Batch, count: int) -> Batch:
@@ -71,6 +78,10 @@ class Prompt(PeftMethod):
     text: str = ""
     """The words that the vectors begin as, over and over; random words of the vocabulary if not given."""
 
+    @property
+    def tokens_in_front(self) -> int:
+        return self.tokens
+
     def apply(self, model: TaskModel) -> None:
         make_room(model, self.tokens, self.name)
         freeze_body(model)
@@ -94,6 +105,8 @@ class Prompt(PeftMethod):
         return {name: each for name, each in model.named_parameters() if name.endswith(".prompt_embeddings")}
 
     def answer(self, model: TaskModel, batch: Batch) -> Tensor:
+        if goes_on(batch):
+            return model.plain_answer(replace(batch, positions=batch.positions + self.tokens))
         longer = lengthened(batch, self.tokens)
         output = model.plain_answer(longer)
         if len(output) != longer.tokens:  # an answer for each text, or for the tokens that have a label
@@ -117,7 +130,11 @@ class Prompt(PeftMethod):
 
 
 def make_room(model: TaskModel, tokens: int, method: str) -> None:
-    """Cut texts so that so many tokens more still have positions. Raises InputError where nothing is left for them."""
+    """Cut texts so that so many tokens more still have positions.
+
+    Raises InputError where nothing is left for them, and for a model without attention, which would not see them.
+    """
+    parts_of_layers(model, ("key", "value"), method)
     if tokens < 1:
         raise InputError(f"method {method}: tokens is {tokens}, expected 1 or more")
     room = model.config.longest_text - tokens

@@ -29,6 +29,13 @@ class Architecture:
     """The heads by what transformers' class names end with, such as SequenceClassification."""
     current_name: Callable[[str], str] = str
     """From a key of an old or body-only checkpoint to the name that transformers uses today."""
+    layer_parts: Mapping[str, str] = field(default_factory=dict)
+    """Where the methods find their places: the ends of the paths of a layer's parts, as regular expressions.
+
+    "query", "key", "value": the linear layers that make them, which may be one; "feed_forward_output": the second
+    linear layer of the feed-forward network; "attention_norm", "output_norm": the norm behind the attention and that
+    behind the feed-forward network, in families whose layers end with one.
+    """
     odd_class_names: Mapping[str, str] = field(default_factory=dict)
     """What transformers calls the model with a head where it is not the prefix, For and the head."""
 
@@ -54,6 +61,16 @@ class ModelConfig:
     """The number of layers."""
     num_attention_heads: ClassVar[Any]
     """N, the number of heads; each works on D numbers of every query."""
+
+    @property
+    def key_heads(self) -> int:
+        """M, the number of heads that keys and values have."""
+        return self.num_attention_heads
+
+    @property
+    def key_width(self) -> int:
+        """M D, the width of a key or a value: of all its heads together."""
+        return self.hidden_size
 
     @property
     def longest_text(self) -> int:

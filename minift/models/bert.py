@@ -317,10 +317,20 @@ TIED = {
 """Second names of one parameter, which old checkpoints hold twice."""
 
 
+LAYER_PARTS = {
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "feed_forward_output": r"\d+\.output\.dense",  # not the attention's output.dense
+    "attention_norm": "attention.output.LayerNorm",
+    "output_norm": "output.LayerNorm",
+}
+
 ARCHITECTURE = Architecture(
     model_type="bert",
     class_prefix="Bert",
     body_name="bert",
+    layer_parts=LAYER_PARTS,
     config=BertConfig,
     body=Bert,
     heads={

@@ -220,6 +220,12 @@ ARCHITECTURE = Architecture(
     model_type="distilbert",
     class_prefix="DistilBert",
     body_name="distilbert",
+    layer_parts={
+        "query": "q_lin",
+        "key": "k_lin",
+        "value": "v_lin",
+        "feed_forward_output": r"ffn\.lin2",
+    },
     config=DistilBertConfig,
     body=DistilBert,
     heads={

@@ -187,6 +187,10 @@ ARCHITECTURE = Architecture(
     model_type="gpt2",
     class_prefix="GPT2",
     body_name="transformer",
+    layer_parts={
+        **dict.fromkeys(("query", "key", "value"), "c_attn"),
+        "feed_forward_output": r"mlp\.c_proj",
+    },
     config=GPT2Config,
     body=GPT2,
     heads={

@@ -58,6 +58,14 @@ class DecoderConfig(ModelConfig):
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
     @property
+    def key_heads(self) -> int:
+        return self.num_key_value_heads
+
+    @property
+    def key_width(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+    @property
     def longest_text(self) -> int:
         return self.max_position_embeddings
 
@@ -251,6 +259,12 @@ def _architecture(model_type: str, class_prefix: str, config: type[DecoderConfig
         body_name="model",
         config=config,
         body=Llama,
+        layer_parts={
+            "query": "q_proj",
+            "key": "k_proj",
+            "value": "v_proj",
+            "feed_forward_output": "down_proj",
+        },
         heads={
             "CausalLM": CausalHead,
             "SequenceClassification": LastTokenHead,

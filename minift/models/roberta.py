@@ -7,7 +7,7 @@ import numpy as np
 from minift import ops
 from minift.data import Batch
 from minift.models.architecture import Architecture, Head, rows_with_a_target
-from minift.models.bert import Bert, BertConfig, BertEmbeddings
+from minift.models.bert import LAYER_PARTS, Bert, BertConfig, BertEmbeddings
 from minift.models.heads import AnswerHead, TokenHead
 from minift.nn import Dropout, LayerNorm, Linear, Module, Parameter
 from minift.tensor import Tensor
@@ -115,6 +115,7 @@ ARCHITECTURE = Architecture(
     model_type="roberta",
     class_prefix="Roberta",
     body_name="roberta",
+    layer_parts=LAYER_PARTS,
     config=RobertaConfig,
     body=Roberta,
     heads={
