@@ -74,7 +74,7 @@ def write_page(
         "data": data.name,
         "majority": majority,
         "dev": len(data.dev_labels),
-        "scratch_rate": scratch_rate,
+        "scratch_rate": short(scratch_rate),
     }
     lines = [INTRODUCTION.format(**facts).strip(), ""]
     lines += ["| claim | found so far |", "|---|---|"]
@@ -101,7 +101,7 @@ Every number is the mean accuracy on {dev} dev sentences, with its 95 % interval
 saying the commoner label scores {majority:.3f}. A seed draws its own examples, as many of either class, and both sides
 of a comparison get the same ones. So differences are taken seed by seed, and one whose interval holds 0 tells nothing
 apart. Batches of 16, at least 100 steps (prompt tuning 300) and 3 epochs; the rates of fine-tuning, of the head alone
-and of the prompt are those of the methods' table (`make experiments`); from scratch trains at {scratch_rate:g}. With
+and of the prompt are those of the methods' table (`make experiments`); from scratch trains at {scratch_rate}. With
 some twenty comparisons on this page, one whose interval misleads is to be expected.
 """
 
@@ -124,11 +124,11 @@ def comparisons(part: str, cells: Sequence[Cell]) -> list[Comparison]:
         if part == "rates":
             usual = next(each for each in cells if each[2] == 5e-5)
             if rate not in (5e-5, 1e-4):
-                made.append(Comparison(f"{rate:g}", usual, cell))
+                made.append(Comparison(short(rate), usual, cell))
         elif way != "fine-tuned":
             tuned = next(each for each in cells if each[:2] == ("fine-tuned", size))
             tuned_is_better = part == "scratch" or (part == "frozen" and size >= 500)
-            label = f"{way}, {size}" if part == "few" else str(size)
+            label = f"{size} ({way})" if part == "few" else str(size)
             made.append(Comparison(label, *((tuned, cell) if tuned_is_better else (cell, tuned))))
     return made
 
@@ -172,8 +172,13 @@ def section(part: str, results: list[dict], wanted: list[dict]) -> tuple[str, li
     return summary, [*lines, "", f"**Found:** {summary}."]
 
 
+def short(number: float) -> str:
+    """5e-5 rather than 5e-05; whole numbers as they are."""
+    return f"{number:.0e}".replace("e-0", "e-") if number < 1 else str(number)
+
+
 def name_of(part: str, cell: Cell) -> str:
-    return f"{cell[2]:g}" if part == "rates" else cell[0]
+    return short(cell[2]) if part == "rates" else cell[0]
 
 
 def table(part: str, all_cells: Sequence[Cell], cells: dict[Cell, dict[int, float]]) -> list[str]:
@@ -181,7 +186,7 @@ def table(part: str, all_cells: Sequence[Cell], cells: dict[Cell, dict[int, floa
     ways = list(dict.fromkeys(way for way, _, _ in all_cells))
     rows: dict[str, dict[str, Cell]] = {}
     for cell in all_cells:
-        rows.setdefault(f"{cell[2]:g}" if part == "rates" else str(cell[1]), {})[cell[0]] = cell
+        rows.setdefault(short(cell[2]) if part == "rates" else str(cell[1]), {})[cell[0]] = cell
     lines = [f"| {CLAIMS[part].about} | " + " | ".join(ways) + " |", "|---" * (len(ways) + 1) + "|"]
     for row, of_way in rows.items():
         lines.append(
@@ -232,7 +237,7 @@ def draw(found: dict[str, list[dict]], majority: float, path: Path) -> None:
         axis.axhline(majority, color="gray", linewidth=1, linestyle=":")
         axis.set(xscale="log", xlabel=label, title=title, ylim=(0.45, 0.95))
         ticks = sorted({cell[place] for cell in cells})
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks(ticks, [short(tick) for tick in ticks])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
         if cells:

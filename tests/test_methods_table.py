@@ -65,7 +65,7 @@ def methods():
 
 def test_the_search_does_not_see_dev(methods, tiny, data_folder, tmp_path, monkeypatch, capsys):
     """It is judged by training sentences that it does not train on."""
-    assert set(methods.SEARCHED) == set(methods.RECIPES)
+    assert set(methods.SEARCHED) <= set(methods.RECIPES)
     seen = {}
 
     def fine_tune(run, train, dev, out, model):

@@ -100,7 +100,7 @@ def test_the_page(textbook, data_folder, tiny, tmp_path):
         "| Frozen layers against all layers | as claimed at 50, 100, 200; the opposite at 500, 1000, 5000 |"
         in text
     )
-    assert "| The rate | not told apart at 1e-05, 0.0003, 0.001 |" in text
+    assert "| The rate | not told apart at 1e-5, 3e-4, 1e-3 |" in text
     assert "Runs so far: 50 of 60." in text
     # Frozen is .8 but for the noise, whose five values 0, .01, ... .04 have the mean .02 and the deviation .0158.
     assert "0.820 ± 0.020" in text
