@@ -38,7 +38,7 @@ class Way:
 
 def recipe(name: str, least_steps: int = LEAST_STEPS) -> Way:
     """A method with the rate that it has in the table of methods."""
-    method, options, rate, _ = RECIPES[name]
+    method, options, rate = RECIPES[name]
     return Way(method, options, rate, least_steps)
 
 
