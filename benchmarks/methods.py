@@ -4,9 +4,9 @@
     python benchmarks/methods.py --search   # how the rates in RECIPES were chosen
     python benchmarks/methods.py --timing   # seconds an epoch, on a machine that does nothing else
 
-2,000 sentences of SST-2, `minilm`, 3 epochs in batches of 32, seeds 0, 1, 2, each run in a process of its own. Says first what it
-will cost. Each finished run is one line of --results and is not repeated: stop it at any time and start it again. The
-table stands beside it, as Markdown.
+2,000 sentences of SST-2, `minilm`, 3 epochs in batches of 32, seeds 0, 1, 2, each run in a process of its own. Says
+first what it will cost. Each finished run is one line of --results and is not repeated: stop it at any time and start it
+again. The table stands beside it, as Markdown.
 """
 
 import argparse
