@@ -5,8 +5,8 @@
     python benchmarks/methods.py --timing   # seconds an epoch, on a machine that does nothing else
 
 2,000 sentences of SST-2, `minilm`, 3 epochs in batches of 32, seeds 0, 1, 2, each run in a process of its own. Says
-first what it will cost. Each finished run is one line of --results and is not repeated: stop it at any time and start it
-again. The table stands beside it, as Markdown.
+first what it will cost. Each finished run is one line of --results and is not repeated: stop it at any time and start
+it again. The table stands beside it, as Markdown.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from data import SHARED_DATA, Sentiment
 
 RECIPES = {
     # name: method, its options, rate. A rate is the best of SEARCHED on held-out training sentences (BitFit's search
-    # has not run yet); those that are not searched are of the order of their papers' and were never tuned here.
+    # has not run yet); the others are of the order of their papers' and were never tuned here.
     "full": ("full", (), 5e-5),
     "frozen below layer 4": ("frozen", ("layers=4",), 1e-4),
     "head": ("head", (), 1e-2),
