@@ -37,8 +37,8 @@ SEARCHED = {
     "head": (3e-3, 1e-2, 1e-3),
     "bitfit": (3e-3, 1e-2, 1e-3),
     "ia3": (1e-2, 3e-2, 3e-3),
-    "prefix": (1e-2, 3e-2, 3e-3),
-    "prompt": (3e-2, 1e-1, 1e-2),
+    "prefix": (1e-2, 3e-2, 1e-1),
+    "prompt": (3e-2, 1e-1, 3e-1),
 }
 """The methods that train so little that a rate of 1e-4 moves nothing, and the rates that `--search` tries."""
 HELD_OUT = 500

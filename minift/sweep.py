@@ -40,7 +40,7 @@ LESS_IS_BETTER = ("loss", "perplexity")
 class Sweep(TrainingConfig):
     """Everything that decides how a sweep goes: a fine-tuning's options, and which of them are searched."""
 
-    search: tuple[str, ...] = ("learning_rate=2e-5:1e-4", "batch_size=16,32", "epochs=2,3,4")
+    search: tuple[str, ...] = ("learning_rate=2e-5:1e-4", "batch_size=16,32", "epochs=2:10")
     """What is tried: option=low:high for any number between (on a logarithmic scale, if low is above 0), option=a,b,c
     for one of these. A method's own options are method.option, such as method.rank=4,8,16."""
     trials: int = 20
