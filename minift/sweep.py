@@ -96,7 +96,9 @@ def sweep(config: Sweep) -> dict[str, Any]:
         if cause is None:
             raise
         raise _storage_error(path, cause) from error
-    checkpoint.write_text(config.out / PAGE, page)
+    own = config.out / f"{PAGE}-{os.getpid()}"  # other processes may be writing theirs
+    checkpoint.write_text(own, page)
+    os.replace(own, config.out / PAGE)
     if best is None:
         raise InputError(f"{config.out / PAGE}: all runs were ended early, so none is the best")
     return {"values": best.params, "metrics": best.user_attrs["metrics"], "page": page}
