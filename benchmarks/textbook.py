@@ -2,7 +2,7 @@
 
     python benchmarks/textbook.py                      # all parts, the cheapest runs first; says first how long
     python benchmarks/textbook.py --only few           # one part
-    python benchmarks/textbook.py --search             # how the rate of training from scratch was chosen
+    python benchmarks/textbook.py --search             # to choose the rate of training from scratch
     python benchmarks/textbook.py --render             # tutorials/05_what_the_textbook_claims.md, of what has run
 
 SST-2's sentences, `minilm`, batches of 16, at least 100 steps and 3 epochs. Each seed draws its own examples, as many
@@ -44,7 +44,7 @@ def recipe(name: str, least_steps: int = LEAST_STEPS) -> Way:
 
 WAYS = {
     "fine-tuned": recipe("full"),
-    "from scratch": Way("full", (), 2e-4),
+    "from scratch": Way("full", (), 2e-4),  # a guess, until `--search` has run
     "frozen": recipe("head"),
     "prompt tuning": recipe(
         "prompt", least_steps=300
