@@ -1,6 +1,7 @@
 """How well a model does on labelled data."""
 
 import time
+from typing import Any
 
 from minift.data import warn_of_truncated
 from minift.nn import evaluating
@@ -14,6 +15,11 @@ def evaluate(model: TaskModel, examples: Examples, batch_size: int = 32) -> dict
 
     Raises InputError for a label that the model does not have.
     """
+    return examine(model, examples, batch_size)[0]
+
+
+def examine(model: TaskModel, examples: Examples, batch_size: int) -> tuple[dict[str, float], list[Any]]:
+    """What `evaluate` says, and the prediction for each example."""
     started = time.perf_counter()
     predictions = []
     loss_sum = 0.0
@@ -28,9 +34,10 @@ def evaluate(model: TaskModel, examples: Examples, batch_size: int = 32) -> dict
             texts += len(batch)
             truncated += batch.truncated
     warn_of_truncated(truncated, texts, model.tokenizer.max_length)
-    return {
+    metrics = {
         **model.metrics(predictions, examples),
         "loss": loss_sum / targets,
         "examples": len(examples),
         "seconds": round(time.perf_counter() - started, 3),
     }
+    return metrics, predictions

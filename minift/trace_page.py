@@ -1,15 +1,12 @@
 """One HTML file that replays a backward pass: the picture, every step, the tokens' saliency, each head's attention.
 
 The page carries its numbers, its style and its script, and asks nobody for anything: it opens from a disk, a mail or a
-course's site, and will still open in ten years. Its parts are in `pages/`.
+course's site, and will still open in ten years. `page.py` makes it of the parts in `pages/`.
 """
 
 import base64
-import json
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,14 +15,13 @@ from minift_kernels.summary import LOWEST
 from minift import checkpoint, picture
 from minift.errors import InputError
 from minift.history import Array, Node, Step
+from minift.page import rounded, shortened, write_page
 from minift.picture import Stage
 from minift.recording import Summary, summary_of
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
 from minift.text_trace import trace_text
 from minift.trace import Trace
-
-PAGES = Path(__file__).parent / "pages"
 
 ATTENTION_BYTES = 1_200_000
 """What the attention of all heads may take; a longer text keeps the strongest of each row."""
@@ -51,7 +47,10 @@ def write_trace(model: TaskModel, text: str, label: str, path: Path, name: str) 
     saliency, attention = look_closer(model, text, label)
     kept = keys_kept(attention, batch.tokens)
     data = {
-        "stages": [{"name": each.name, "frozen": each.frozen, "norm": each.weights_norm} for each in stages],
+        "stages": [
+            {"name": each.name, "frozen": each.frozen, "norm": rounded(each.weights_norm)}
+            for each in stages
+        ],
         "steps": [step_json(model, trace, step) for step in trace],
         "tokens": [
             {"text": token, "saliency": value}
@@ -65,7 +64,10 @@ def write_trace(model: TaskModel, text: str, label: str, path: Path, name: str) 
         ],
         "attention_kept": kept,
     }
-    checkpoint.write_text(path, page("trace", caption, facts(model, text, label), drawn, data))
+    note = (
+        "" if kept == batch.tokens else f"Of each row only the {kept} strongest of {batch.tokens} are kept. "
+    )
+    write_page(path, "trace", caption, facts(model, text, label), data, picture=drawn, attention_note=note)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -74,24 +76,17 @@ def write_trace(model: TaskModel, text: str, label: str, path: Path, name: str) 
 
 def stages_of(model: TaskModel, steps: Iterable[Step]) -> list[Stage]:
     """The model's parts from the embeddings to the loss, with the norms that the steps measured."""
-    body = model.body
-    parts = [("embeddings", body.foundation, False)]
-    parts += [(f"layer {index}", [layer], False) for index, layer in enumerate(body.layers)]
-    below = {
-        id(parameter) for _, modules, _ in parts for module in modules for parameter in module.parameters()
-    }
-    head = [parameter for parameter in model.parameters() if id(parameter) not in below]
     arriving: dict[
         int, float
     ] = {}  # at the output of each part: its newest operation comes first in a backward pass
     for step in steps:
         arriving.setdefault(stage_index(model, step.module), summary_of(step.gradient).norm)
     stages = []
-    for index, (name, modules, is_new) in enumerate(parts):
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        stages.append(_stage(name, modules[0].path, parameters, is_new, arriving.get(index - 1, 0.0)))
-    stages.append(_stage("head", "head", head, True, arriving.get(len(parts) - 1, 0.0)))
-    stages.append(Stage("loss", "", False, True, 0.0, arriving.get(len(parts), 0.0)))
+    modules = [model.body.foundation[0].path, *(layer.path for layer in model.body.layers), "head"]
+    for index, (module, (name, part)) in enumerate(zip(modules, model.parts().items(), strict=True)):
+        is_new = name == "head"
+        stages.append(_stage(name, module, list(part.values()), is_new, arriving.get(index - 1, 0.0)))
+    stages.append(Stage("loss", "", False, True, 0.0, arriving.get(len(modules) - 1, 0.0)))
     return stages
 
 
@@ -173,11 +168,6 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def rounded(value: float) -> float | None:
-    """Seven digits, as many as a float32 has; None where it is no number, which JSON cannot say."""
-    return float(f"{value:.7g}") if np.isfinite(value) else None
-
-
 def facts(model: TaskModel, text: str, label: str) -> str:
     """A line on the model and what it says of the text."""
     total = sum(parameter.data.size for parameter in model.parameters())
@@ -185,30 +175,6 @@ def facts(model: TaskModel, text: str, label: str) -> str:
     [prediction] = model.predict([text])
     said = ", ".join(f"{name} {share:.3f}" for name, share in prediction.probabilities.items())
     return f"{total:,} parameters, {trained:,} of them trained. The model says: {said}. The label is {label}."
-
-
-def page(name: str, title: str, facts: str, drawn: str, data: dict[str, Any]) -> str:
-    """The page's HTML, whole."""
-    parts = {each.name: each.read_text(encoding="utf-8") for each in PAGES.iterdir() if each.is_file()}
-    kept, tokens = data["attention_kept"], len(data["tokens"])
-    note = "" if kept == tokens else f"Of each row only the {kept} strongest of {tokens} are kept. "
-    # A "</script>" inside the data would end it; JSON may write < as an escape.
-    carried = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    return Template(parts[f"{name}.html"]).substitute(
-        title=escape(title),
-        facts=escape(facts),
-        picture=drawn,
-        attention_note=note,
-        style=parts["page.css"] + parts[f"{name}.css"],
-        script=parts[f"{name}.js"],
-        data=carried,
-    )
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """The text's beginning, in one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1].rsplit(" ", 1)[0] + "…"
 
 
 # ----------------------------------------------------------------------------------------------------------------

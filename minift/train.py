@@ -14,12 +14,15 @@ from minift import checkpoint, random, training_state
 from minift.data import Batch, Columns
 from minift.device import explaining_out_of_memory
 from minift.errors import DivergedError, InputError
-from minift.evaluate import evaluate
+from minift.evaluate import examine
 from minift.history import detect_anomaly, no_grad
 from minift.load import load
 from minift.methods import apply_method, parse_options
 from minift.methods.method import Method
+from minift.movement import Movement
 from minift.optim import SCHEDULES, AdamW
+from minift.report import FILE as REPORT
+from minift.report import Report
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
 
@@ -135,8 +138,9 @@ def finetune(
     ends the run.
 
     The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
-    examples and seconds on the dev set, before and after) and train_log.jsonl (one line a step). Raises InputError for
-    whatever is wrong with files or options, and when the loss stops being a number.
+    examples and seconds on the dev set, before and after), train_log.jsonl (one line a step) and report.html, which is
+    also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss stops
+    being a number.
     """
     _check_directory(config)
     model, method, optimizer, train_set, dev_set = begin(config)
@@ -144,20 +148,28 @@ def finetune(
     total_steps = config.epochs * steps_per_epoch
     schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
 
+    movement = Movement(model, total_steps)
+    report = Report(model, movement, train_set, dev_set, config, total_steps)
+
     checkpoint.make_directory(config.out)
     options = _options(config, train_set)
     progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
     if progress is None:
-        (config.out / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, REPORT):
+            (config.out / name).unlink(missing_ok=True)
         training_state.forget(config.out)
         progress = training_state.Progress()
-        progress.before = evaluate(model, dev_set, config.batch_size) if dev_set is not None else None
+        if dev_set is not None:
+            progress.before, predictions = examine(model, dev_set, config.batch_size)
+            progress.judged = report.judged(progress.before, predictions)
+    report.before = progress.judged
     schedule.set_step(progress.step)
 
     with (
         checkpoint.continue_file(config.out / LOG, progress.log_bytes) as log,
         tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True) as bar,
     ):
+        report.take_up(config.out / LOG, progress.log_bytes)
         while progress.step < total_steps:
             epoch, start = divmod(progress.step, steps_per_epoch)
             method.start_epoch(model, epoch)
@@ -173,7 +185,8 @@ def finetune(
                 loss_value = loss.item()
                 if not math.isfinite(loss_value):
                     _explain(model, batch, progress.step + 1, loss_value, calls_before)
-                grad_norm = optimizer.step(config.max_grad_norm)
+                with movement.measuring(progress.step + 1) as measured:
+                    grad_norm = optimizer.step(config.max_grad_norm)
                 schedule.step()
                 optimizer.zero_grad()
                 seconds = time.perf_counter() - started
@@ -190,7 +203,9 @@ def finetune(
                     "grad_norm": grad_norm,
                     "tokens": batch.tokens,
                     "seconds": round(seconds, 6),
+                    **measured,
                 }
+                report.add(line)
                 log.write(json.dumps(line).encode() + b"\n")
                 log.flush()
                 progress.log_bytes = log.tell()
@@ -200,12 +215,18 @@ def finetune(
                 bar.update()
                 if config.save_every and progress.step % config.save_every == 0:
                     training_state.save(config.out, progress, options, model, optimizer)
+            report.write()
             after_epoch(model, epoch + 1)
 
     model.save(config.out)
+    after = None
+    if dev_set is not None:
+        after, predictions = examine(model, dev_set, config.batch_size)
+        report.after = report.judged(after, predictions)
+        report.write()
     metrics = {
         "before": progress.before,
-        "after": evaluate(model, dev_set, config.batch_size) if dev_set is not None else None,
+        "after": after,
         "steps": progress.step,
         "tokens": progress.tokens,
         "truncated": progress.truncated,

@@ -36,6 +36,8 @@ class Progress:
     """The length of the log."""
     before: dict | None = None
     """The metrics before the first step."""
+    judged: dict | None = None
+    """What the report tells of the predictions before the first step."""
 
 
 def save(directory: Path, progress: Progress, options: dict, model: Module, optimizer: AdamW) -> None:

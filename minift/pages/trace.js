@@ -1,40 +1,7 @@
-// Replays one backward pass. Everything it shows is in `data`, which the page carries; it asks nobody for anything.
-"use strict";
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const byId = (id) => document.getElementById(id);
-
-/** An element with attributes and children; text is always set as text, never as markup. */
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined) made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-const number = (value) =>
-  value === null ? "not a number" : value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5
-    ? value.toPrecision(4) : value.toExponential(2);
+// Replays one backward pass.
 
 const bytes = (count) =>
   count >= 2 ** 20 ? `${(count / 2 ** 20).toFixed(1)} MiB` : count >= 1024 ? `${(count / 1024).toFixed(1)} KiB` : `${count} bytes`;
-
-// ---- Theme: the system's, unless the reader chooses --------------------------------------------
-
-const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
-
-function showTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  if (data.attention.length) drawAttention();  // a canvas does not follow the style by itself
-}
-
-byId("theme").addEventListener("click", () =>
-  showTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-systemIsDark.addEventListener("change", () => showTheme(systemIsDark.matches ? "dark" : "light"));
 
 // ---- The steps ---------------------------------------------------------------------------------
 
@@ -82,28 +49,16 @@ function contribution(each) {
 
 /** How many elements have which size, by powers of two: gradients span so many that equal bins would show one column. */
 function histogram({ counts, low, high }) {
-  const namespace = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(namespace, "svg");
-  svg.setAttribute("viewBox", "0 0 320 84");
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `how the sizes of the gradient's elements are spread, from ${number(low)} to ${number(high)}`);
   const most = Math.max(1, ...counts);
   const width = 320 / counts.length;
-  counts.forEach((count, i) => {
-    const bar = document.createElementNS(namespace, "rect");
+  return svg("svg", { viewBox: "0 0 320 84", role: "img",
+    "aria-label": `how the sizes of the gradient's elements are spread, from ${number(low)} to ${number(high)}` },
+  ...counts.map((count, i) => {
     const height = count ? Math.max(1, (64 * count) / most) : 0;
-    for (const [key, value] of Object.entries({ x: i * width, y: 66 - height, width: width - 1, height, class: "bar" }))
-      bar.setAttribute(key, value);
-    svg.append(bar);
-  });
-  for (const [x, anchor, text] of [[0, "start", number(low)], [160, "middle", "size of the elements"], [320, "end", number(high)]]) {
-    const label = document.createElementNS(namespace, "text");
-    for (const [key, value] of Object.entries({ x, y: 80, "text-anchor": anchor, "font-size": 12, fill: "currentColor" }))
-      label.setAttribute(key, value);
-    label.textContent = text;
-    svg.append(label);
-  }
-  return svg;
+    return svg("rect", { x: i * width, y: 66 - height, width: width - 1, height, class: "bar" });
+  }),
+  ...[[0, "start", number(low)], [160, "middle", "size of the elements"], [320, "end", number(high)]].map(([x, anchor, text]) =>
+    svg("text", { x, y: 80, "text-anchor": anchor, "font-size": 12, fill: "currentColor" }, text)));
 }
 
 function buildStages() {
@@ -242,5 +197,5 @@ byId("slider").max = data.steps.length - 1;
 buildStages();
 buildTokens();
 buildAttention();
-showTheme(systemIsDark.matches ? "dark" : "light");
+followTheme(() => data.attention.length && drawAttention());  // a canvas does not follow the style by itself
 show(0);

@@ -13,6 +13,7 @@ from minift_kernels import cross_entropy as cross_entropy_kernels
 from minift.checkpoint import open_file
 from minift.data import Batch, Dataset
 from minift.errors import InputError
+from minift.tasks.task_model import Outcomes, Verdict
 
 
 class Documents:
@@ -110,3 +111,17 @@ def perplexity(predictions: list[TextScore]) -> float:
 def share_within(predictions: list[TextScore], k: int) -> float:
     """The share of tokens that were among the k likeliest."""
     return float((np.concatenate([each.ranks for each in predictions]) < k).mean())
+
+
+def verdict(text: str, score: TextScore) -> Verdict:
+    """Of a text's tokens the mean loss, which the score is below 0; nothing where none had a label."""
+    loss = float(score.losses.mean()) if len(score.losses) else 0.0
+    return Verdict(text, "", f"loss {loss:.3f}", -loss)
+
+
+def rank_outcomes(predictions: list[TextScore]) -> Outcomes:
+    """Where the right tokens stood among the model's guesses."""
+    ranks = np.concatenate([each.ranks for each in predictions])
+    edges = np.array([0, 1, 5, 20, 100, np.inf])
+    columns = ["likeliest", "2nd to 5th", "6th to 20th", "21st to 100th", "behind"]
+    return Outcomes(["the right token"], columns, [np.histogram(ranks, edges)[0].tolist()])

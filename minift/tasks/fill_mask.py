@@ -12,8 +12,17 @@ from minift.data import Batch, Columns, Dataset, Text, pack, rows_of_batches
 from minift.errors import InputError
 from minift.losses import cross_entropy
 from minift.nn import evaluating
-from minift.tasks.documents import Documents, batch_of_tokens, perplexity, scores, share_within
-from minift.tasks.task_model import TaskModel
+from minift.tasks.documents import (
+    Documents,
+    TextScore,
+    batch_of_tokens,
+    perplexity,
+    rank_outcomes,
+    scores,
+    share_within,
+    verdict,
+)
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict
 from minift.tensor import Tensor
 
 MASKED = 0.15
@@ -124,6 +133,13 @@ class FillMask(TaskModel):
             "top1": share_within(predictions, 1),
             "top5": share_within(predictions, 5),
         }
+
+    def verdict(self, given: Any, target: Any, prediction: TextScore) -> Verdict:
+        """The score is minus the loss of a token."""
+        return verdict(self.tokenizer.decode(given.tolist()), prediction)
+
+    def outcomes(self, targets: Any, predictions: list[TextScore]) -> Outcomes:
+        return rank_outcomes(predictions)
 
     def predict(self, inputs: Any, batch_size: int = 32) -> list[Filling]:
         """The likeliest words for every mask of each text. Raises InputError for a text without a mask."""

@@ -11,7 +11,7 @@ import numpy as np
 from minift.data import Batch, Columns, Dataset, Text, pack
 from minift.losses import binary_cross_entropy, sigmoid
 from minift.metrics import accuracy, macro_f1, micro_f1
-from minift.tasks.task_model import TaskModel
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
 
 
@@ -104,3 +104,22 @@ class MultiLabelClassification(TaskModel):
             "macro_f1": macro_f1(predicted, expected),
             "accuracy": accuracy(predicted, expected),
         }
+
+    def verdict(self, given: Text, target: np.ndarray, prediction: LabelsPrediction) -> Verdict:
+        """The score is the mean over all labels of the probability of what is right."""
+        probabilities = np.array([prediction.probabilities[label] for label in self.labels])
+        score = float(np.where(target > 0.5, probabilities, 1 - probabilities).mean())
+        right = [label for label, applies in zip(self.labels, target, strict=True) if applies]
+        said = ", ".join(prediction.labels) or "(none)"
+        return Verdict(plain_text(given), ", ".join(right) or "(none)", said, score)
+
+    def outcomes(self, targets: np.ndarray, predictions: list[LabelsPrediction]) -> Outcomes:
+        """For each label how often it was told and how often not, where it applies and where not."""
+        said = np.array([[label in each.labels for label in self.labels] for each in predictions])
+        right = targets > 0.5
+        counts = [right & said, right & ~said, ~right & said, ~right & ~said]
+        columns = ["found", "missed", "false alarm", "rightly left out"]
+        return Outcomes(list(self.labels), columns, np.stack([each.sum(axis=0) for each in counts], 1).tolist())
+
+    def balance(self, targets: np.ndarray) -> dict[str, int]:
+        return dict(zip(self.labels, (targets > 0.5).sum(axis=0).tolist(), strict=True))

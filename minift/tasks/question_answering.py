@@ -19,7 +19,7 @@ from minift.data import READERS, Batch, Columns, Dataset, pack
 from minift.errors import InputError
 from minift.ops import segment_log_softmax
 from minift.tasks.squad import Questions, exact_match, word_f1
-from minift.tasks.task_model import TaskModel
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict
 from minift.tensor import Tensor
 from minift.tokenizer import Encoding, Span
 
@@ -157,6 +157,35 @@ class QuestionAnswering(TaskModel):
                 ]
                 found |= {name: np.mean(part)} if part else {}
         return {name: float(value) for name, value in found.items()}
+
+    def verdict(
+        self, given: tuple[str, str], target: Sequence[Span], prediction: Answer
+    ) -> Verdict:
+        """The score is the F1 of the answer's words."""
+        question, context = given
+        right = [context[start:end] for start, end in target]
+        score = word_f1(prediction.answer, right)
+        return Verdict(question, right[0] if right else "(no answer)", str(prediction), score)
+
+    def outcomes(self, targets: list[tuple[Span, ...]], predictions: list[Answer]) -> Outcomes:
+        """How many answers touch a right one: exact in both ends, in part, or not."""
+        counts = np.zeros((2, 4), np.int64)
+        for spans, each in zip(targets, predictions, strict=True):
+            if not each.answer:
+                column = 3
+            elif (each.start, each.end) in spans:
+                column = 0
+            else:
+                column = 1 if any(start < each.end and each.start < end for start, end in spans) else 2
+            counts[int(not spans), column] += 1
+        rows = ["with an answer", "without"]
+        columns = ["the very span", "overlaps one", "elsewhere", "no answer"]
+        kept = 2 if counts[1].any() else 1
+        return Outcomes(rows[:kept], columns, counts[:kept].tolist())
+
+    def balance(self, targets: list[tuple[Span, ...]]) -> dict[str, int]:
+        answered = sum(map(bool, targets))
+        return {"with an answer": answered, "without": len(targets) - answered}
 
     def in_words(self, text: tuple[str, str], prediction: Answer) -> str:
         return f"{prediction}  {text[0]}"

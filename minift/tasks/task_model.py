@@ -5,6 +5,7 @@ loop, the evaluation and the command line know of a task only what this class de
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +16,7 @@ from minift.data import Batch, Columns, rows_of_batches, warn_of_truncated
 from minift.device import COMPUTE_DTYPES
 from minift.errors import InputError
 from minift.models.architecture import Architecture, Body, ModelConfig
-from minift.nn import Module, evaluating
+from minift.nn import Module, Parameter, evaluating
 from minift.tensor import Tensor
 from minift.tokenizer import Tokenizer
 
@@ -26,6 +27,26 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was right for one example and what the model said of it, in words for a reader."""
+
+    text: str
+    expected: str
+    said: str
+    score: float
+    """How good that was: more is better; what it measures, the task says."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A table of how often (`counts`, integers, a list a row) what was right (`rows`) met what was said (`columns`)."""
+
+    rows: list[str]
+    columns: list[str]
+    counts: list[list[int]]
 
 
 class TaskModel(Module):
@@ -102,6 +123,23 @@ class TaskModel(Module):
         output = self.architecture.heads[self.head].forward(self, batch)
         return output.astype(np.float32) if output.dtype == COMPUTE_DTYPES["bf16"] else output
 
+    def parts(self) -> dict[str, dict[str, Parameter]]:
+        """All parameters by their paths, in parts from the lowest to the highest: "embeddings", "layer 0", ..., "head".
+
+        Each stands once, in the lowest of its parts; what stands neither in a layer nor below one belongs to the head.
+        """
+        modules = {f"layer {index}": [layer] for index, layer in enumerate(self.body.layers)}
+        part_of = {
+            id(parameter): name
+            for name, each in {"embeddings": self.body.foundation, **modules}.items()
+            for module in each
+            for parameter in module.parameters()
+        }
+        parts: dict[str, dict[str, Parameter]] = {name: {} for name in ("embeddings", *modules, "head")}
+        for path, parameter in self.named_parameters():
+            parts[part_of.get(id(parameter), "head")][path] = parameter
+        return parts
+
     # ---- What a task declares --------------------------------------------------------------------
 
     @classmethod
@@ -147,7 +185,19 @@ class TaskModel(Module):
 
     def in_words(self, text: Any, prediction: Any) -> str:
         """What `minift predict` prints of one input and the prediction for it: `positive  0.981  what a film`."""
-        return f"{prediction}  {text if isinstance(text, str) else ' | '.join(text)}"
+        return f"{prediction}  {plain_text(text)}"
+
+    def verdict(self, given: Any, target: Any, prediction: Any) -> Verdict:
+        """One example's input, its entry in `targets` and the prediction for it, in words."""
+        raise NotImplementedError
+
+    def outcomes(self, targets: Any, predictions: list[Any]) -> Outcomes | None:
+        """What was said where what was right; None where the task has no table that would show it."""
+        return None
+
+    def balance(self, targets: Any) -> dict[str, int]:
+        """How often each label is right among the targets; nothing where there are no labels to count."""
+        return {}
 
     # ---- What follows from it --------------------------------------------------------------------
 
@@ -230,3 +280,8 @@ class TaskModel(Module):
         if self.problem_type is not None:
             config["problem_type"] = self.problem_type
         return config | {name: getattr(self, name) for name in self.settings}
+
+
+def plain_text(text: Any) -> str:
+    """A text, or a pair of texts, in one line."""
+    return text if isinstance(text, str) else " | ".join(text)

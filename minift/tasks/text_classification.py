@@ -10,7 +10,7 @@ from minift_kernels import softmax as softmax_kernels
 from minift.data import Batch, Columns, Dataset, Text, pack
 from minift.losses import cross_entropy
 from minift.metrics import accuracy, macro_f1, matthews
-from minift.tasks.task_model import TaskModel
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
 
 
@@ -77,3 +77,22 @@ class TextClassification(TaskModel):
             "macro_f1": macro_f1(predicted, expected),
             "matthews": matthews(predicted, expected),
         }
+
+    def verdict(self, given: Text, target: int, prediction: Prediction) -> Verdict:
+        """The score is the probability of the right class."""
+        right = self.labels[target]
+        return Verdict(plain_text(given), right, prediction.label, prediction.probabilities[right])
+
+    def outcomes(self, targets: np.ndarray, predictions: list[Prediction]) -> Outcomes:
+        """The confusion matrix."""
+        return confusion(self.labels, targets, [self.labels.index(each.label) for each in predictions])
+
+    def balance(self, targets: np.ndarray) -> dict[str, int]:
+        return dict(zip(self.labels, np.bincount(targets, minlength=len(self.labels)).tolist(), strict=True))
+
+
+def confusion(labels: Sequence[str], expected: Sequence[int] | np.ndarray, said: Sequence[int]) -> Outcomes:
+    """How often each class was said where each was right."""
+    counts = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(counts, (expected, said), 1)
+    return Outcomes(list(labels), list(labels), counts.tolist())

@@ -10,8 +10,17 @@ import numpy as np
 from minift.data import Batch, Columns, Dataset
 from minift.generation import Sampling, generate
 from minift.losses import cross_entropy
-from minift.tasks.documents import Documents, batch_of_tokens, perplexity, scores, share_within
-from minift.tasks.task_model import TaskModel
+from minift.tasks.documents import (
+    Documents,
+    TextScore,
+    batch_of_tokens,
+    perplexity,
+    rank_outcomes,
+    scores,
+    share_within,
+    verdict,
+)
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict
 from minift.tensor import Tensor
 
 
@@ -79,6 +88,13 @@ class TextGeneration(TaskModel):
     def metrics(self, predictions: list[Any], examples: Any) -> dict[str, float]:
         """{"perplexity", "accuracy"}: e to the mean loss of a token; the share of tokens that seemed likeliest."""
         return {"perplexity": perplexity(predictions), "accuracy": share_within(predictions, 1)}
+
+    def verdict(self, given: Any, target: Any, prediction: TextScore) -> Verdict:
+        """The score is minus the loss of a token."""
+        return verdict(self.tokenizer.decode(given.tolist()), prediction)
+
+    def outcomes(self, targets: Any, predictions: list[TextScore]) -> Outcomes:
+        return rank_outcomes(predictions)
 
     def generate(
         self,

@@ -1,5 +1,6 @@
 """Text regression: a number for a text or a pair of texts, such as how similar the two are."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from minift.data import Batch, Columns, Dataset, Text, pack
 from minift.losses import mse_loss
 from minift.metrics import pearson, spearman
-from minift.tasks.task_model import TaskModel
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
 
 
@@ -81,6 +82,29 @@ class TextRegression(TaskModel):
             "spearman": spearman(predicted, examples.scores),
         }
 
+    def verdict(self, given: Text, target: float, prediction: ScorePrediction) -> Verdict:
+        """The score is the distance from what is right, below 0."""
+        error = abs(prediction.score - float(target))
+        return Verdict(plain_text(given), f"{target:.2f}", f"{prediction.score:.2f}", -error)
+
+    def outcomes(self, targets: np.ndarray, predictions: list[ScorePrediction]) -> Outcomes:
+        """How often a number of each range was said where one of each range was right; what is said beyond the ranges
+        counts in the outermost."""
+        edges, names = ranges(targets)
+        said = np.clip([each.score for each in predictions], edges[0], edges[-1])
+        counts, _, _ = np.histogram2d(targets, said, (edges, edges))
+        return Outcomes(names, names, counts.astype(int).tolist())
+
+    def balance(self, targets: np.ndarray) -> dict[str, int]:
+        edges, names = ranges(targets)
+        return dict(zip(names, np.histogram(targets, edges)[0].tolist(), strict=True))
+
     def config_json(self) -> dict[str, Any]:
         # transformers gives a head as many outputs as there are labels, two if none are named.
         return super().config_json() | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
+
+def ranges(numbers: np.ndarray, count: int = 6) -> tuple[np.ndarray, list[str]]:
+    """The edges of `count` ranges of one width from the least number to the largest, and what to call the ranges."""
+    edges = np.histogram_bin_edges(np.asarray(numbers, np.float64), count)
+    return edges, [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]

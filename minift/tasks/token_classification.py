@@ -19,7 +19,8 @@ from minift.data import READERS, Batch, Columns, Dataset, pack
 from minift.losses import cross_entropy
 from minift.metrics import span_scores, spans
 from minift.tasks.conll import Sentence, TaggedSentences
-from minift.tasks.task_model import TaskModel
+from minift.tasks.task_model import Outcomes, TaskModel, Verdict
+from minift.tasks.text_classification import confusion
 from minift.tensor import Tensor
 from minift.tokenizer import Encoding, Span
 
@@ -140,6 +141,22 @@ class TokenClassification(TaskModel):
     def metrics(self, predictions: list[TagsPrediction], examples: TaggedSentences) -> dict[str, float]:
         """{"f1", "precision", "recall"} of spans, by seqeval's rules; a word without a piece was told O."""
         return span_scores([prediction.tags for prediction in predictions], examples.tags)
+
+    def verdict(self, given: Sentence, target: list[int], prediction: TagsPrediction) -> Verdict:
+        """The score is the share of words with the right tag."""
+        right = [self.labels[index] for index in target]
+        found = [f"{' '.join(given[first:end])} ({kind})" for kind, first, end in spans(right)]
+        score = float(np.mean([a == b for a, b in zip(right, prediction.tags, strict=True)]))
+        return Verdict(" ".join(given), ", ".join(found) or "(none)", str(prediction), score)
+
+    def outcomes(self, targets: list[list[int]], predictions: list[TagsPrediction]) -> Outcomes:
+        """The confusion matrix of the words' tags."""
+        said = [self.labels.index(tag) for each in predictions for tag in each.tags]
+        return confusion(self.labels, np.concatenate(targets), said)
+
+    def balance(self, targets: list[list[int]]) -> dict[str, int]:
+        counts = np.bincount(np.concatenate(targets), minlength=len(self.labels))
+        return dict(zip(self.labels, counts.tolist(), strict=True))
 
     def in_words(self, text: str | Sentence, prediction: TagsPrediction) -> str:
         return f"{prediction}  {text if isinstance(text, str) else ' '.join(text)}"
