@@ -1,7 +1,8 @@
 """How far each part of a model moves: in single steps, and from the beginning.
 
-The ratio of an update's norm to the weights' norm says whether a rate is sensible (about 1e-3 is usual: Karpathy 2019,
-"A Recipe for Training Neural Networks"), and its pattern over the layers what fine-tuning changes.
+The ratio of an update's norm to the weights' norm says whether a rate is sensible (the notes of Stanford's CS231n,
+"Ratio of weights:updates", name 1e-3 for training from nothing), and its pattern over the layers what fine-tuning
+changes.
 """
 
 from collections.abc import Iterator

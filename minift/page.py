@@ -1,10 +1,11 @@
 """The shell of every page that minift writes: one HTML file that asks nobody for anything.
 
-A page is made of parts in `pages/`: `page.css` and `page.js`, which all share, and of its own an .html, a .css and a .js.
+A page is made of parts in `pages/`: `page.css` and `page.js`, which all share, and its own .html, .css and .js.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -15,15 +16,20 @@ from minift import checkpoint
 PAGES = Path(__file__).parent / "pages"
 
 
-def page(name: str, title: str, facts: str, data: dict[str, Any], **markup: str) -> str:
-    """The HTML of the page `name`, whole: `data` goes to its script, `markup` as it is into its template."""
+def page(
+    name: str, title: str, facts: str, data: dict[str, Any], scripts: Sequence[str] = (), **markup: str
+) -> str:
+    """The HTML of the page `name`, whole: `data` goes to its script, `markup` as it is into its template.
+
+    `scripts` are the names of further scripts in `pages/`.
+    """
     parts = {each.name: each.read_text(encoding="utf-8") for each in PAGES.iterdir() if each.is_file()}
     return Template(parts[f"{name}.html"]).substitute(
         markup,
         title=escape(title),
         facts=escape(facts),
         style=parts["page.css"] + parts[f"{name}.css"],
-        script=parts["page.js"] + parts[f"{name}.js"],
+        script="".join(parts[f"{each}.js"] for each in ("page", name, *scripts)),
         data=as_json(data).replace("<", "\\u003c"),  # a "</script>" inside the data would end it
     )
 

@@ -53,9 +53,14 @@ class Report:
         self.before: dict[str, Any] | None = None
         self.after: dict[str, Any] | None = None
         """What `judged` gives, of the model before and after."""
+        self.moved: list[tuple[float, float]] = []
+        self.moved_at = 0
+        """How far each part had moved after so many steps."""
         self.out = config.out
         self.title = f"{config.task}: {Path(config.model).name}, {config.method}"
-        total, trained = (sum(each.data.size for each in some) for some in (model.parameters(), movement.start))
+        total, trained = (
+            sum(each.data.size for each in some) for some in (model.parameters(), movement.start)
+        )
         self.facts = (
             f"{total:,} parameters, {trained:,} of them trained. {len(train_set):,} examples to learn from"
             + ("." if dev_set is None else f", {len(dev_set):,} to judge by.")
@@ -106,18 +111,22 @@ class Report:
         }
 
     def write(self) -> None:
-        """Write the page, whole or not at all. Raises InputError where that fails."""
+        """Measure how far each part has moved, and write the page, whole or not at all.
+
+        Raises InputError where that fails.
+        """
+        self.moved = list(self.movement.since_start().values())
+        self.moved_at = len(self.curves["loss"])
         write_page(self.out / FILE, "report", self.title, self.facts, self.data())
 
-    def html(self) -> str:
-        """The page as it would be written now."""
-        return page("report", self.title, self.facts, self.data())
+    def html(self, *scripts: str) -> str:
+        """The page as it would be written now, with further scripts."""
+        return page("report", self.title, self.facts, self.data(), scripts)
 
     def data(self) -> dict[str, Any]:
-        """What the page shows."""
+        """What the page shows. Another thread may ask for it while a step is taken: it looks at no weights."""
         steps = len(self.curves[CURVES[-1]])
         width = max(1, -(-steps // POINTS))
-        moved = self.movement.since_start()
         sides = {"before": self.before, "after": self.after}
         return {
             **self.fixed,
@@ -126,10 +135,14 @@ class Report:
             "steps_per_point": width,
             "curves": {name: thinned(values[:steps], width) for name, values in self.curves.items()},
             "measured": [
-                {key: value if key == "step" else [rounded(each) for each in value] for key, value in one.items()}
+                {
+                    key: value if key == "step" else [rounded(each) for each in value]
+                    for key, value in one.items()
+                }
                 for one in list(self.measured)
             ],
-            "moved": [[rounded(change), rounded(start)] for change, start in moved.values()],
+            "moved": [[rounded(change), rounded(start)] for change, start in self.moved],
+            "moved_at": self.moved_at,
             "metrics": {side: said and said["metrics"] for side, said in sides.items()},
             "outcomes": {side: said and drawn(said["outcomes"]) for side, said in sides.items()},
             "changed": self.changed(),

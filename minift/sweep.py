@@ -24,7 +24,7 @@ from minift.errors import DivergedError, InputError
 from minift.evaluate import evaluate
 from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
-from minift.train import TrainingConfig, finetune
+from minift.train import ASIDE, TrainingConfig, finetune
 
 STORAGE = "sweep.db"
 PAGE = "results.md"
@@ -198,7 +198,7 @@ Choices = list[Any] | tuple[Any, Any]
 """A list of values, or the lowest and the highest."""
 
 
-NOT_SEARCHED = {"train", "dev", "out", "resume", "overwrite", "save_every", "method_options"}
+NOT_SEARCHED = {"train", "dev", "method_options", *ASIDE}
 
 
 def _parse(written: str) -> tuple[str, Choices]:
@@ -258,7 +258,7 @@ def _run_config(config: Sweep, values: dict[str, Any], out: Path) -> TrainingCon
 def _same_sweep(study, config: Sweep) -> None:
     """Raise InputError where the storage's sweep was begun with other options; their results would not compare."""
     options = json.loads(json.dumps(asdict(config), default=str))
-    for name in ("out", "trials", "resume", "overwrite"):
+    for name in ("trials", *ASIDE):
         del options[name]
     begun = study.user_attrs.get("options")
     if begun is None:

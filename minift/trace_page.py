@@ -48,8 +48,7 @@ def write_trace(model: TaskModel, text: str, label: str, path: Path, name: str) 
     kept = keys_kept(attention, batch.tokens)
     data = {
         "stages": [
-            {"name": each.name, "frozen": each.frozen, "norm": rounded(each.weights_norm)}
-            for each in stages
+            {"name": each.name, "frozen": each.frozen, "norm": rounded(each.weights_norm)} for each in stages
         ],
         "steps": [step_json(model, trace, step) for step in trace],
         "tokens": [

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
@@ -25,9 +26,14 @@ from minift.report import FILE as REPORT
 from minift.report import Report
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
+from minift.tensorboard import check_tensorboard, events
+from minift.watch import watching
 
 LOG = "train_log.jsonl"
 METRICS = "metrics.json"
+
+ASIDE = ("out", "resume", "overwrite", "save_every", "watch", "port", "tensorboard")
+"""Options that make no difference to what a run comes to."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,12 @@ class TrainingConfig:
     """Go on from the saved state in the directory; from the start where there is none."""
     overwrite: bool = False
     """Replace a run that the directory already holds."""
+    watch: bool = False
+    """Serve the report on 127.0.0.1 while it grows."""
+    port: int = 0
+    """The port for that; 0 for any that is free."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard as well (needs the extra `tensorboard`)."""
     text_column: str | None = None
     """The column of the text; `sentence`, `text` or `sentence1` if not given."""
     pair_column: str | None = None
@@ -139,8 +151,8 @@ def finetune(
 
     The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
     examples and seconds on the dev set, before and after), train_log.jsonl (one line a step) and report.html, which is
-    also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss stops
-    being a number.
+    also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss
+    stops being a number.
     """
     _check_directory(config)
     model, method, optimizer, train_set, dev_set = begin(config)
@@ -167,8 +179,13 @@ def finetune(
 
     with (
         checkpoint.continue_file(config.out / LOG, progress.log_bytes) as log,
+        watching(report, config.port) if config.watch else nullcontext(),
+        events(config.out, progress.step) if config.tensorboard else nullcontext() as board,
         tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True) as bar,
     ):
+        listeners = [each.add for each in (report, board) if each is not None]
+        if board is not None and progress.step == 0 and progress.before is not None:
+            board.judge(progress.before, 0)
         report.take_up(config.out / LOG, progress.log_bytes)
         while progress.step < total_steps:
             epoch, start = divmod(progress.step, steps_per_epoch)
@@ -205,7 +222,8 @@ def finetune(
                     "seconds": round(seconds, 6),
                     **measured,
                 }
-                report.add(line)
+                for listen in listeners:
+                    listen(line)
                 log.write(json.dumps(line).encode() + b"\n")
                 log.flush()
                 progress.log_bytes = log.tell()
@@ -218,22 +236,25 @@ def finetune(
             report.write()
             after_epoch(model, epoch + 1)
 
-    model.save(config.out)
-    after = None
-    if dev_set is not None:
-        after, predictions = examine(model, dev_set, config.batch_size)
-        report.after = report.judged(after, predictions)
-        report.write()
-    metrics = {
-        "before": progress.before,
-        "after": after,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "truncated": progress.truncated,
-        "training_seconds": round(progress.seconds, 3),
-    }
-    checkpoint.write_json(config.out / METRICS, metrics)
-    training_state.forget(config.out)
+        bar.close()
+        model.save(config.out)
+        after = None
+        if dev_set is not None:
+            after, predictions = examine(model, dev_set, config.batch_size)
+            report.after = report.judged(after, predictions)
+            report.write()
+            if board is not None:
+                board.judge(after, progress.step)
+        metrics = {
+            "before": progress.before,
+            "after": after,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "truncated": progress.truncated,
+            "training_seconds": round(progress.seconds, 3),
+        }
+        checkpoint.write_json(config.out / METRICS, metrics)
+        training_state.forget(config.out)
     return metrics
 
 
@@ -253,7 +274,7 @@ def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_befor
 def _options(config: TrainingConfig, train_set: Examples) -> dict:
     """What must be the same for a run to go on: all but where it is written and how often it is saved."""
     options = json.loads(json.dumps(asdict(config), default=str))  # as it will be read back
-    for name in ("out", "resume", "overwrite", "save_every"):
+    for name in ASIDE:
         del options[name]
     return {**options, "examples": len(train_set)}
 
@@ -271,6 +292,10 @@ def _check_options(config: TrainingConfig) -> None:
     for name in ("weight_decay", "save_every", "seed"):
         if not getattr(config, name) >= 0:
             raise InputError(f"{name} is {getattr(config, name)}, expected 0 or more")
+    if not 0 <= config.port <= 65535:
+        raise InputError(f"port is {config.port}, expected 0 to 65535")
+    if config.tensorboard:
+        check_tensorboard()
     for name in ("warmup", "label_smoothing"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected a share from 0 to 1")

@@ -9,6 +9,7 @@ function ticks(low, high, count) {
   return Array.from({ length: Math.max(0, Math.floor(high / step + 1e-9) - first + 1) }, (_, i) => (first + i) * step);
 }
 
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const short = (value) => value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5
   ? String(Number(value.toPrecision(6))) : value.toExponential().replace(/(\.\d{1,2})\d*e/, "$1e");
 const colour = (name) => `var(--${name})`;
@@ -100,12 +101,13 @@ function curve({ name, title, unit, series, limit = () => null }) {
   return draw;
 }
 
-/** The mean of what came before, newer values weighing more; corrected, as Adam's, for having begun at 0. */
-function smoothed(values, weight = 0.9) {
-  let mean = 0;
-  return values.map((value, i) => {
-    mean = weight * mean + (1 - weight) * (value ?? mean);
-    return mean / (1 - weight ** (i + 1));
+/** The mean of each value and its neighbours, as many on either side: it does not lag behind. */
+function smoothed(values) {
+  const reach = Math.ceil(values.length / 30);
+  return values.map((_, i) => {
+    const near = Math.min(reach, i, values.length - 1 - i);
+    const around = values.slice(i - near, i + near + 1).filter((value) => value !== null);
+    return around.length ? around.reduce((sum, value) => sum + value, 0) / around.length : null;
   });
 }
 
@@ -113,7 +115,7 @@ function smoothed(values, weight = 0.9) {
 
 const ratio = (over, under) => over.map((value, i) => (value === null || !under[i] ? null : value / under[i]));
 const QUANTITIES = {
-  ratio: ["update / weight", (one) => ratio(one.update, one.weight), "The norm of what a step adds to a part's trained weights, over their own norm. About 1e-3 is usual for training from nothing, less for fine-tuning."],
+  ratio: ["update / weight", (one) => ratio(one.update, one.weight), "The norm of what a step adds to a part's trained weights, over their own norm. Around 1e-3 is a rule of thumb for training from nothing."],
   gradient: ["gradient norm", (one) => one.gradient, "The norm of the gradient of a part's trained weights, before it is clipped."],
   update: ["update norm", (one) => one.update, "The norm of what a step adds to a part's trained weights."],
 };
@@ -126,8 +128,9 @@ function drawHeat() {
   const width = Math.max(240, byId("heat").clientWidth), left = 92, row = data.parts.length > 16 ? 16 : 22, top = 4;
   const values = data.measured.map(of);  // column by column
   const positive = values.flat().filter((value) => value > 0);
-  const low = Math.log10(Math.min(...positive)), high = Math.log10(Math.max(...positive));
-  const share = (value) => (high > low ? (Math.log10(value) - low) / (high - low) : 1);
+  const high = Math.log10(Math.max(...positive));
+  const low = Math.max(high - 3, Math.log10(Math.min(...positive)));  // three powers of ten are as many as can be told apart
+  const share = (value) => (high > low ? Math.max(0, (Math.log10(value) - low) / (high - low)) : 1);
   const columns = Math.floor(data.total_steps / data.stride);
   const cell = (width - left - RIGHT) / columns;
   const bottom = top + row * data.parts.length;
@@ -183,6 +186,8 @@ function buildHeat() {
 
 function drawMoved() {
   const width = Math.max(240, byId("moved").clientWidth), left = 92, row = 22;
+  byId("moved-note").textContent = data.moved_at === data.steps ? "" : data.moved_at ? `As of step ${data.moved_at}.` : "Measured at the end of each epoch.";
+  if (!data.moved.length) return byId("moved").replaceChildren();
   const shares = data.moved.map(([change, start]) => (start ? change / start : null));
   const most = Math.max(1e-30, ...shares);
   const room = width - left - 170;
@@ -282,17 +287,23 @@ const drawings = [
 const draw = () => drawings.forEach((each) => each());
 
 function show(newer) {
+  const before = data;
+  const isNew = (...names) => newer === before || names.some((name) => !same(newer[name], before[name]));
   data = newer;
   const epoch = Math.min(data.epochs, Math.floor((data.steps / data.total_steps) * data.epochs) + 1);
   byId("state").textContent = data.finished ? `Finished: ${data.steps} steps, ${data.epochs} epochs.`
     : `In training: step ${data.steps} of ${data.total_steps}, epoch ${epoch} of ${data.epochs}.`;
-  showMetrics();
-  showOutcomes();
-  showChanged();
+  // What did not change stays as it is, with what the reader has scrolled to, marked or given the focus.
+  if (isNew("metrics", "outcomes", "changed")) {
+    showMetrics();
+    showOutcomes();
+    showChanged();
+  }
+  if (isNew("steps", "measured", "moved")) draw();
+  if (newer !== before) return;
   showData();
   byId("command").textContent = data.command;
   byId("versions").replaceChildren(...Object.entries(data.versions).flatMap(([name, value]) => [element("dt", {}, name), element("dd", { class: "code" }, value)]));
-  draw();
 }
 
 buildHeat();

@@ -119,7 +119,9 @@ class MultiLabelClassification(TaskModel):
         right = targets > 0.5
         counts = [right & said, right & ~said, ~right & said, ~right & ~said]
         columns = ["found", "missed", "false alarm", "rightly left out"]
-        return Outcomes(list(self.labels), columns, np.stack([each.sum(axis=0) for each in counts], 1).tolist())
+        return Outcomes(
+            list(self.labels), columns, np.stack([each.sum(axis=0) for each in counts], 1).tolist()
+        )
 
     def balance(self, targets: np.ndarray) -> dict[str, int]:
         return dict(zip(self.labels, (targets > 0.5).sum(axis=0).tolist(), strict=True))

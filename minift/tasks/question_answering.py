@@ -158,9 +158,7 @@ class QuestionAnswering(TaskModel):
                 found |= {name: np.mean(part)} if part else {}
         return {name: float(value) for name, value in found.items()}
 
-    def verdict(
-        self, given: tuple[str, str], target: Sequence[Span], prediction: Answer
-    ) -> Verdict:
+    def verdict(self, given: tuple[str, str], target: Sequence[Span], prediction: Answer) -> Verdict:
         """The score is the F1 of the answer's words."""
         question, context = given
         right = [context[start:end] for start, end in target]
