@@ -21,7 +21,7 @@ from machine import describe
 
 import minift
 from minift import breakpoints
-from minift.data import Batch
+from minift.data import Batch, Columns
 from minift.history import Step
 from minift.movement import Movement
 from minift.recording import record
@@ -96,7 +96,7 @@ def cost_of_the_report(model, optimizer, batch: Batch, options) -> float:
         data = Path(directory, "train.tsv")
         data.write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in sentences))
         config = TrainingConfig(data, Path(directory), batch_size=options.texts)
-        examples = model.read(data, minift.data.Columns())
+        examples = model.read(data, Columns())
         started = time.perf_counter()
         report = Report(model, movement, examples, None, config, options.steps)
         beginning += time.perf_counter() - started

@@ -18,8 +18,9 @@ from minift.tasks.task_model import TaskModel
 COLUMNS = 64
 """How many steps are measured at most."""
 
-EVERY = 8
-"""A measurement costs a part of a step: only in short runs, whose steps take no time, are more steps measured."""
+EVERY, FEWEST = 8, 4
+"""A measurement costs a part of a step (`benchmarks/tracing.py` times it), so at most one of 8 steps is measured, but
+one of fewer where there would not be 4."""
 
 
 class Movement:
@@ -34,7 +35,7 @@ class Movement:
             for name, part in model.parts().items()
         }
         self.start = {each: np.array(as_numpy(each.data)) for part in self.parts.values() for each in part}
-        self.stride = max(-(-total_steps // COLUMNS), min(EVERY, -(-total_steps // EVERY)))
+        self.stride = max(-(-total_steps // COLUMNS), min(EVERY, -(-total_steps // FEWEST)))
 
     @contextmanager
     def measuring(self, step: int) -> Iterator[dict[str, dict[str, list[float]]]]:
