@@ -34,7 +34,9 @@ def events(directory: Path, step: int) -> Iterator[Events]:
     """Write events into the directory; what an earlier process wrote of later steps than `step` does not count."""
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(directory), purge_step=step + 1 if step else None) as writer:
+    with SummaryWriter(
+        str(directory), purge_step=step + 1 if step else None, filename_suffix=f".{step}"
+    ) as writer:
         yield Events(writer)
 
 
