@@ -22,12 +22,13 @@ from minift.info import info
 from minift.load import load
 from minift.models.word_vectors import import_word2vec
 from minift.pretrain import PretrainingConfig, pretrain
+from minift.report import FILE as REPORT
 from minift.sweep import BEST, PAGE, Sweep, sweep
 from minift.tasks import TASKS
 from minift.tasks.text_generation import TextGeneration
 from minift.text_trace import trace_text
 from minift.trace_page import write_trace
-from minift.train import METRICS, TrainingConfig, finetune
+from minift.train import LOG, METRICS, TrainingConfig, finetune
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -221,7 +222,7 @@ def run_finetune(config: TrainingConfig) -> None:
         print(
             f"{metrics['truncated']} texts were longer than the maximum and were truncated (each epoch counts)"
         )
-    print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
+    print(f"wrote {config.out} (the model, {METRICS}, {LOG} and {REPORT})")
     print(f"next: minift predict {config.out} {TASKS[config.task].asked_with}")
 
 
@@ -304,7 +305,7 @@ def run_pretrain(config: PretrainingConfig) -> None:
     for name in ("before", "after"):
         if metrics[name]:
             print(f"{name:6}  {in_words(metrics[name])}")
-    print(f"wrote {config.out} (the model, {METRICS} and train_log.jsonl)")
+    print(f"wrote {config.out} (the model, {METRICS}, {LOG} and {REPORT})")
 
 
 def run_generate(options: Generate) -> None:

@@ -68,7 +68,7 @@ class Report:
         self.fixed = {
             "epochs": config.epochs,
             "total_steps": total_steps,
-            "max_grad_norm": config.max_grad_norm,
+            "max_grad_norm": rounded(config.max_grad_norm),
             "parts": list(movement.parts),
             "trained": [bool(part) for part in movement.parts.values()],
             "stride": movement.stride,
@@ -152,7 +152,7 @@ class Report:
         """The examples of which the model says something else than before, those whose score changed most first."""
         if self.before is None or self.after is None or self.dev_set is None:
             return None
-        gains = np.subtract(self.after["scores"], self.before["scores"])
+        gains = np.array(self.after["scores"], float) - np.array(self.before["scores"], float)
         rows = [
             row
             for row in np.argsort(-np.abs(gains), kind="stable").tolist()
@@ -163,7 +163,7 @@ class Report:
                 **self.after["examples"][row],
                 "before": self.before["said"][row],
                 "after": self.after["said"][row],
-                "gain": rounded(gains[row]),
+                "gain": rounded(float(gains[row])),
             }
             for row in rows[:CHANGED]
         ]
@@ -206,9 +206,9 @@ def described(
 
 
 def bins(longest: int, count: int = 32) -> np.ndarray:
-    """Edges of at most `count` ranges of one width, a whole number, from 1 to the longest length."""
-    width = -(-longest // count)
-    return np.arange(1, longest + width + 1, width)
+    """Edges of at most `count` ranges of one width, a whole number, from 0 to behind the longest length."""
+    width = longest // count + 1
+    return np.arange(0, longest + width + 1, width)
 
 
 def fewer(counts: dict[str, int]) -> dict[str, int]:

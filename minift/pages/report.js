@@ -147,8 +147,8 @@ function drawHeat() {
       x: (left + cell * i).toFixed(2), y: y(part), width: Math.max(1, cell - (cell > 6 ? 1 : 0)).toFixed(2), height: row - 1, style: `fill: ${fill(value)}`,
       class: "cell",
     }))),
-    ...ticks(0, columns * data.stride, Math.max(2, Math.floor(width / 110))).filter((step) => step > 0).map((step) =>
-      label(left + cell * (step / data.stride - 0.5), bottom + 16, "middle", step)),
+    ...Array.from({ length: columns }, (_, i) => i + 1).filter((i) => i % Math.ceil(columns / (width / 70)) === 0).map((i) =>
+      label(left + cell * (i - 0.5), bottom + 16, "middle", i * data.stride)),
     label(left + (cell * columns) / 2, bottom + 32, "middle", "step"),
     ...(positive.length ? [
       ...Array.from({ length: 24 }, (_, i) => svg("rect", { x: left + (scale / 24) * i, y: bottom + 46, width: scale / 24 + 0.5, height: 10, style: `fill: ${fill(10 ** (low + ((high - low) * i) / 23))}` })),
@@ -220,7 +220,7 @@ function showOutcomes() {
   byId("outcomes").replaceChildren(...Object.entries(data.outcomes).filter(([, table]) => table).map(([when, { rows, columns, counts }]) => {
     const square = String(rows) === String(columns);
     return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `outcomes ${when}` }, element("table", {},
-      element("caption", {}, `${when[0].toUpperCase()}${when.slice(1)} training: what was right (rows), what was said (columns)`),
+      element("caption", {}, `${when[0].toUpperCase()}${when.slice(1)} training${square ? ": what was right (rows), what was said (columns)" : ""}`),
       element("thead", {}, element("tr", {}, element("th"), ...cells("th", columns))),
       element("tbody", {}, ...rows.map((row, i) => {
         const total = Math.max(1, counts[i].reduce((sum, count) => sum + count, 0));
@@ -276,7 +276,7 @@ function drawLengths() {
 // ---- All of it ---------------------------------------------------------------------------------
 
 const drawings = [
-  curve({ name: "loss", title: "Loss", unit: "loss (nats)", series: () => [
+  curve({ name: "loss", title: "Loss", unit: "loss", series: () => [
     { name: "each step", colour: "forward", values: data.curves.loss, faint: true },
     { name: "smoothed", colour: "forward", values: smoothed(data.curves.loss) }] }),
   curve({ name: "rate", title: "Learning rate", unit: "rate", series: () => [{ name: "rate", colour: "accent", values: data.curves.learning_rate }] }),

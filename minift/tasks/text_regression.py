@@ -16,6 +16,9 @@ from minift.metrics import pearson, spearman
 from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
 
+RANGES = 6
+"""In how many ranges of one width the report counts numbers."""
+
 
 class Scores(Dataset):
     """Texts or pairs with a number each, in the column `score` or `label`."""
@@ -62,6 +65,12 @@ class TextRegression(TaskModel):
     def outputs(self) -> int:
         return 1
 
+    edges: np.ndarray | None = None
+    """The ends of the ranges in which numbers are counted: of the training examples' numbers, once it has seen them."""
+
+    def prepare(self, examples: Scores) -> None:
+        self.edges = np.histogram_bin_edges(examples.scores.astype(np.float64), RANGES)
+
     def targets(self, examples: Scores) -> np.ndarray:
         return examples.scores  # (R,)
 
@@ -88,23 +97,24 @@ class TextRegression(TaskModel):
         return Verdict(plain_text(given), f"{target:.2f}", f"{prediction.score:.2f}", -error)
 
     def outcomes(self, targets: np.ndarray, predictions: list[ScorePrediction]) -> Outcomes:
-        """How often a number of each range was said where one of each range was right; what is said beyond the ranges
-        counts in the outermost."""
-        edges, names = ranges(targets)
-        said = np.clip([each.score for each in predictions], edges[0], edges[-1])
-        counts, _, _ = np.histogram2d(targets, said, (edges, edges))
-        return Outcomes(names, names, counts.astype(int).tolist())
+        """How often a number of each range was said where one of each range was right."""
+        assert self.edges is not None
+        said = np.array([each.score for each in predictions])
+        right, said = (np.clip(each, self.edges[0], self.edges[-1]) for each in (targets, said))
+        counts, _, _ = np.histogram2d(right, said, (self.edges, self.edges))
+        return Outcomes(self.ranges, self.ranges, counts.astype(int).tolist())
 
     def balance(self, targets: np.ndarray) -> dict[str, int]:
-        edges, names = ranges(targets)
-        return dict(zip(names, np.histogram(targets, edges)[0].tolist(), strict=True))
+        assert self.edges is not None
+        counts, _ = np.histogram(np.clip(targets, self.edges[0], self.edges[-1]), self.edges)
+        return dict(zip(self.ranges, counts.tolist(), strict=True))
+
+    @property
+    def ranges(self) -> list[str]:
+        """What the ranges are called. The outermost hold what lies beyond them, too."""
+        assert self.edges is not None
+        return [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(self.edges)]
 
     def config_json(self) -> dict[str, Any]:
         # transformers gives a head as many outputs as there are labels, two if none are named.
         return super().config_json() | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-
-
-def ranges(numbers: np.ndarray, count: int = 6) -> tuple[np.ndarray, list[str]]:
-    """The edges of `count` ranges of one width from the least number to the largest, and what to call the ranges."""
-    edges = np.histogram_bin_edges(np.asarray(numbers, np.float64), count)
-    return edges, [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
