@@ -11,7 +11,7 @@ from minift_kernels.cuda_cpu import KernelError
 from tiny import make_model, rows, write_tsv
 
 import minift
-from minift import checkpoint, train, training_state
+from minift import checkpoint, movement, train, training_state
 from minift.device import as_numpy
 from minift.errors import InputError
 from minift.train import TrainingConfig, finetune
@@ -108,7 +108,7 @@ def test_the_gpu_takes_the_best_rungs_and_launches_them(tmp_path, cupy, monkeypa
 
 def test_a_step_waits_for_the_gpu_twice(tiny, tmp_path, cupy, monkeypatch):
     """For the loss, which must be a number before it moves any weight, and for the gradients' norm, which the log
-    tells and clipping needs."""
+    tells and clipping needs. A step that the report measures waits for the norms of each part, too."""
     counts = []
     step = minift.AdamW.step
 
@@ -117,9 +117,11 @@ def test_a_step_waits_for_the_gpu_twice(tiny, tmp_path, cupy, monkeypatch):
         return step(*arguments)
 
     monkeypatch.setattr(minift.AdamW, "step", counting)
-    write_tsv(tmp_path / "train.tsv", rows(10, seed=1))
+    monkeypatch.setattr(movement, "FEWEST", 1)  # the sixth step is measured
+    write_tsv(tmp_path / "train.tsv", rows(12, seed=1))
     finetune(config(tiny, tmp_path / "out", train=tmp_path / "train.tsv", batch_size=2, dev=None))
-    assert np.diff(counts).tolist() == [2] * 4
+    parts = 4
+    assert np.diff(counts).tolist() == [2] * 4 + [2 + 2 * parts]
 
 
 def config(tiny, out, **changes):

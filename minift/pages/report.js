@@ -115,7 +115,7 @@ function smoothed(values) {
 
 const ratio = (over, under) => over.map((value, i) => (value === null || !under[i] ? null : value / under[i]));
 const QUANTITIES = {
-  ratio: ["update / weight", (one) => ratio(one.update, one.weight), "The norm of what a step adds to a part's trained weights, over their own norm. Around 1e-3 is a rule of thumb for training from nothing."],
+  ratio: ["update / weight", (one) => ratio(one.update, one.weight), "The norm of what a step adds to a part's trained weights, over their own norm. Around 0.001 is a rule of thumb for training from nothing."],
   gradient: ["gradient norm", (one) => one.gradient, "The norm of the gradient of a part's trained weights, before it is clipped."],
   update: ["update norm", (one) => one.update, "The norm of what a step adds to a part's trained weights."],
 };
@@ -125,7 +125,7 @@ let heatAt = null, heatShown = null;
 function drawHeat() {
   const [name, of, note] = QUANTITIES[byId("quantity").value];
   byId("heat-note").textContent = `${note} ${data.stride === 1 ? "" : `Of every ${data.stride} steps one is measured.`}`;
-  const width = Math.max(240, byId("heat").clientWidth), left = 92, row = data.parts.length > 16 ? 16 : 22, top = 4;
+  const width = Math.max(240, byId("heat").clientWidth), left = 104, row = data.parts.length > 16 ? 16 : 22, top = 4;
   const values = data.measured.map(of);  // column by column
   const positive = values.flat().filter((value) => value > 0);
   const high = Math.log10(Math.max(...positive));
@@ -185,7 +185,7 @@ function buildHeat() {
 // ---- How far each part has moved ---------------------------------------------------------------
 
 function drawMoved() {
-  const width = Math.max(240, byId("moved").clientWidth), left = 92, row = 22;
+  const width = Math.max(240, byId("moved").clientWidth), left = 104, row = 22;
   byId("moved-note").textContent = data.moved_at === data.steps ? "" : data.moved_at ? `As of step ${data.moved_at}.` : "Measured at the end of each epoch.";
   if (!data.moved.length) return byId("moved").replaceChildren();
   const shares = data.moved.map(([change, start]) => (start ? change / start : null));
