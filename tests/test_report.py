@@ -408,7 +408,9 @@ def events_in(directory) -> dict[str, dict[int, float]]:
                     for step in [step for step in values if step >= event.step]:
                         del values[step]
             for value in event.summary.value:
-                found.setdefault(value.tag, {})[event.step] = value.simple_value
+                values = found.setdefault(value.tag, {})
+                assert event.step not in values, "a step that was taken again is shown once"
+                values[event.step] = value.simple_value
     return found
 
 
