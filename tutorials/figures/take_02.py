@@ -66,9 +66,10 @@ def pdb(line: int) -> str:
         while not shown.endswith("(Pdb) "):
             shown += os.read(screen, 4096).decode()
         os.write(screen, f"{command}\n".encode())
-        shown += os.read(screen, len(command) + 2).decode()  # the terminal shows what is typed
+        while not shown.endswith(f"{command}\r\n"):  # the terminal shows what is typed, in pieces
+            shown += os.read(screen, 1).decode()
     process.wait()
-    return without_places(shown.replace("\r", ""))
+    return without_places(shown.replace("\r", "").rstrip())
 
 
 def debugpy(line: int) -> str:
@@ -99,7 +100,7 @@ async def stepper() -> None:
         if step.operation == "attention" and ".layer.3." in step.module
     ]
     app.tape.breakpoints.add(wanted)
-    async with app.run_test(size=(150, 42)) as pilot:
+    async with app.run_test(size=(150, 34)) as pilot:
         await pilot.press("r", "c")
         save("02_stepper.svg", app.export_screenshot(title="minift step"))
         await pilot.press("n", "b", "i")
