@@ -73,6 +73,7 @@ def test_it_changes_the_first_step_and_can_be_undone(bug, tmp_path, compiled):
         during = first_step(planted, parameters)
     assert {part for part in before if during[part] != before[part]} == CHANGES[bug.name]
     assert first_step(setup, parameters) == before
+    assert list(map(id, setup.model.parameters())) == list(map(id, parameters))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
