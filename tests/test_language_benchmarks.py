@@ -1,0 +1,100 @@
+"""The scripts behind masked pre-training in a new domain, and word vectors."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_word_vectors import write_vectors
+from tiny import WORDS, rows, write_tsv
+
+import minift
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """The scripts are importable as modules, in this file alone."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+# ---- Masked pre-training -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["all of the encoder", "the head alone"])
+def test_masked_pretraining(way, tiny, tmp_path, compiled):
+    import masked_pretraining as script
+
+    (tmp_path / "trec").mkdir()
+    write_tsv(tmp_path / "trec" / "train.tsv", rows(60, seed=1))
+    options = Namespace(epochs=1, model=str(tiny / "body"), data=tmp_path)
+    run = script.run_of(way, 0, options)
+    parts = script.parts_of(tmp_path)
+    questions = [text for part in parts.values() for text in part]
+    assert len(set(questions)) == len(questions) and run["sentences"] == len(parts["train"])
+    result = {"run": run, **script.measure(run, tmp_path, tmp_path)}
+    assert 1 < result["perplexity"] < 200 and 1 < result["unigram_perplexity"] <= len(WORDS) + 5
+    assert f"| minilm, {way} |" in script.table([result])
+
+
+def test_every_judged_word_is_hidden(tiny, tmp_path, compiled):
+    """The losses are those of the right words where all that is asked for is masked."""
+    import masked_pretraining as script
+
+    from minift.tasks.documents import Documents
+
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in rows(20, seed=3)))
+    model = minift.load(tiny / "body", "fill-mask", new_head=True).eval()
+    losses, words = script.losses_of(model, Documents(file))
+    [batch] = model.batches(Documents(file), script.BATCH_SIZE)
+    asked = batch.labels != -100
+    batch.ids[asked] = model.mask
+    logits = model(batch).numpy().astype(np.float64)
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(losses, -logs[np.arange(len(logs)), batch.labels[asked]], rtol=1e-4)
+    assert words.tolist() == batch.labels[asked].tolist()
+
+
+def test_the_unigram_model():
+    """As often as counted, if that is what is asked; a word never counted costs more smoothing."""
+    from masked_pretraining import best_unigram
+
+    counts = np.array([6, 3, 1, 0])
+    _, counted = best_unigram(counts, np.array([0] * 6 + [1] * 3 + [2]))
+    assert counted == pytest.approx(
+        np.exp(-(0.6 * np.log(0.6) + 0.3 * np.log(0.3) + 0.1 * np.log(0.1))), rel=1e-4
+    )
+    alpha, unseen = best_unigram(counts, np.array([3, 3]))
+    assert alpha == 10 and unseen == pytest.approx((10 + 40) / 10)
+
+
+# ---- Word vectors --------------------------------------------------------------------------------
+
+
+def test_word_vectors(tmp_path, compiled, monkeypatch):
+    import word_vectors as script
+
+    for folder in ("sst2", "embeddings"):
+        (tmp_path / folder).mkdir()
+    write_tsv(tmp_path / "sst2" / "train_sentences.tsv", rows(40, seed=1))
+    write_tsv(tmp_path / "sst2" / "dev.tsv", [("a good thing", "positive"), ("bad", "negative")])
+    write_vectors(tmp_path / script.VECTORS)
+    data = script.Sentiment(tmp_path)
+    run = script.run_of("convolution, static", 0, Namespace(epochs=1), data)
+    result = {"run": run, **script.measure(run, tmp_path, tmp_path)}
+    assert result["unknown_share"] == 0.25  # "thing"
+    # Of the windows 3, 4 and 5 of 8 numbers 100 each, and a classifier; not the vectors.
+    assert result["trained_parameters"] == (3 + 4 + 5) * 8 * 100 + 300 + 2 * 301
+    line = {"library": "minift", "seed": 0, "data": data.digest, "accuracy_by_epoch": [0.5, 0.75]}
+    other = {**line, "library": "transformers", "accuracy_by_epoch": [0.1]}
+    (tmp_path / "sst2.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(other)}\n")
+    monkeypatch.setattr(script, "MINILM", tmp_path / "sst2.jsonl")
+    table = script.table([result], data)
+    assert f"| convolution, static | 10,502 | 0.003 | ~{result['seconds_an_epoch']:.1f} |" in table
+    assert "| minilm, fine-tuned (`sst2.py`) | all | 5e-05 | | 0.7500 | 0: 0.7500 |" in table
