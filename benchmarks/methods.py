@@ -24,12 +24,12 @@ RECIPES = {
     "head": ("head", (), 1e-2),
     "layer-wise rates": ("ulmfit", ("gradual=false",), 1e-4),
     "ulmfit": ("ulmfit", (), 1e-4),
-    "bitfit": ("bitfit", (), 1e-3),
+    "bitfit": ("bitfit", (), 3e-3),
     "lora": ("lora", (), 5e-4),
     "ia3": ("ia3", (), 3e-2),
     "houlsby": ("houlsby", (), 5e-4),
     "pfeiffer": ("pfeiffer", (), 5e-4),
-    "prefix": ("prefix", (), 3e-2),
+    "prefix": ("prefix", (), 1e-1),
     "prompt": ("prompt", (), 1e-1),
 }
 SEARCHED = {
