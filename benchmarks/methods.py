@@ -17,8 +17,8 @@ import runs
 from data import SHARED_DATA, Sentiment
 
 RECIPES = {
-    # name: method, its options, rate. A rate is the best of SEARCHED on held-out training sentences (BitFit's search
-    # has not run yet); the others are of the order of their papers' and were never tuned here.
+    # name: method, its options, rate. A rate is the best of SEARCHED on held-out training sentences;
+    # the others are of the order of their papers' and were never tuned here.
     "full": ("full", (), 5e-5),
     "frozen below layer 4": ("frozen", ("layers=4",), 1e-4),
     "head": ("head", (), 1e-2),

@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ class Ladder:
         return rungs[-1] if rungs else None
 
 
+@cache  # a step of a small model asks hundreds of times
 def family_of(rung: str) -> str | None:
     """The family that a rung of this name belongs to; None for a name that can be no rung."""
     return next((name for name in FAMILIES if rung == name or rung.startswith(f"{name}_")), None)
