@@ -1,6 +1,7 @@
 """A case: the model, the batch and the optimizer that the doctor sees, and the ways to look at them."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ class Case:
         self.causal = "CausalLM" in model.architecture.heads
         """Whether the family is one whose tokens may not see those behind them."""
         self.per_token = batch.labels is not None and batch.labels.shape == batch.ids.shape
+        self._kept: dict[str, Any] = {}
         self.few = self.texts(self._short_ones())
 
     @property
@@ -61,6 +63,12 @@ class Case:
     def steps(self) -> int:
         """How many steps the optimizer has taken."""
         return max((moments.step for moments in self.optimizer.state.values()), default=0)
+
+    def kept(self, name: str, make: Callable[["Case"], Any]) -> Any:
+        """What `make` makes of the case, made once."""
+        if name not in self._kept:
+            self._kept[name] = make(self)
+        return self._kept[name]
 
     # ---- The batch ----
 
@@ -81,7 +89,7 @@ class Case:
         if len(chosen) > FEW_TEXTS:  # spread over all lengths, the shortest among them
             places = np.linspace(0, len(chosen) - 1, FEW_TEXTS).round().astype(int)
             chosen = [chosen[place] for place in places]
-        return sorted(chosen)
+        return sorted(chosen) or [0]
 
     def texts_of_few(self, count: int) -> Batch:
         """The first of the few texts, as many as there are up to `count`."""
@@ -142,11 +150,11 @@ class Case:
         if len(answers) != batch.tokens and batch.labels is not None:
             rows = np.flatnonzero(batch.labels != -100)
         places = np.searchsorted(rows, batch.offsets)
-        return [answers[start:end] for start, end in zip(places[:-1], places[1:], strict=True)]
+        return [answers[start:end] for start, end in itertools.pairwise(places)]
 
     @contextmanager
     def listening(self) -> Iterator[list[Heard]]:
-        """Inside this block every call of a module, and of ops.rotary and ops.embedding, is written down when it ends."""
+        """Inside this block every call of a module, of ops.rotary and of ops.embedding is noted when it ends."""
         heard: list[Heard] = []
 
         def listen(path, module, function):

@@ -30,7 +30,7 @@ class Slope:
 
 
 def slopes(case: Case) -> list[Slope]:
-    """For each trained parameter the slope of the loss along a random direction; [] where the loss is left to chance."""
+    """For each trained parameter the loss's slope along a random direction; [] where the loss is left to chance."""
     batch = case.texts_of_few(TEXTS)
     random = np.random.default_rng(0)
     found = []
@@ -76,7 +76,7 @@ def gradients_arrive(case: Case) -> Iterator[Finding]:
     Some are 0 by nature: of a key's bias, which the softmax does not see, and of LoRA's A while B is 0. There the loss
     does not change with the parameter either.
     """
-    found = slopes(case)
+    found = case.kept("slopes", slopes)
     largest = max((each.size for each in found), default=0.0) or 1.0
     lost = [
         each.path
@@ -88,34 +88,54 @@ def gradients_arrive(case: Case) -> Iterator[Finding]:
             "no-gradient",
             some(lost),
             f"{len(lost)} of {len(found)} trained parameters get no gradient from the loss",
-            "keep the history: no Tensor(x.data), no .detach() and no no_grad() between them and the loss, and use them",
+            "keep the history: no Tensor(x.data), .detach() or no_grad() between them and the loss, and use them",
         )
 
 
-def gradients_are_right(case: Case) -> Iterator[Finding]:
+def backwards_are_right(case: Case) -> Iterator[Finding]:
     """Backward says what finite differences of the forward pass measure, parameter by parameter.
 
     Where they disagree, each operation is asked by itself, with the inputs that it had (`gradient_check`).
     """
-    found = slopes(case)
+    wrong = _wrong_slopes(case)
+    guilty = _guilty_operations(case) if wrong else []
+    if guilty:
+        yield Finding(
+            "wrong-gradient",
+            some(guilty),
+            _in_words(wrong),
+            "derive the backward anew, line by line under its forward",
+        )
+
+
+def history_is_whole(case: Case) -> Iterator[Finding]:
+    """The same, where each operation's backward is right: then the history does not hold all that was computed."""
+    wrong = _wrong_slopes(case)
+    if wrong:
+        yield Finding(
+            "wrong-gradient",
+            some([each.path for each in wrong]),
+            _in_words(wrong),
+            "each operation by itself is right: is a part of the history cut off, or an array changed in place?",
+        )
+
+
+def _wrong_slopes(case: Case) -> list[Slope]:
+    found = case.kept("slopes", slopes)
     largest = max((each.size for each in found), default=0.0)
-    wrong = [
+    return [
         each
         for each in found
-        if each.arrived and abs(each.said - each.measured) > max(1e-3 * each.size, 1e-6 * largest)
+        if each.arrived and not abs(each.said - each.measured) <= max(1e-3 * each.size, 1e-6 * largest)
     ]
-    if not wrong:
-        return
-    guilty = _guilty_operations(case)
+
+
+def _in_words(wrong: list[Slope]) -> str:
     worst = max(wrong, key=lambda each: abs(each.said - each.measured) / (each.size or 1.0))
-    yield Finding(
-        "wrong-gradient",
-        some(guilty or [each.path for each in wrong]),
-        f"{len(wrong)} of {len(found)} gradients are not what finite differences measure; of {worst.path} backward "
-        f"says {worst.said:.4g} along a direction where {worst.measured:.4g} is measured",
-        "derive the backward anew, line by line under its forward" if guilty else
-        "no single operation is wrong: is a part of the history cut off, or an array changed in place?",
-    )  # fmt: skip
+    return (
+        f"{len(wrong)} gradients are not what finite differences measure; of {worst.path} backward says "
+        f"{worst.said:.4g} along a direction where {worst.measured:.4g} is measured"
+    )
 
 
 def _guilty_operations(case: Case) -> list[str]:

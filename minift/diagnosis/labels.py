@@ -137,9 +137,9 @@ def _end_of_prompts(model: InstructionTuning) -> np.ndarray:
 def loss_is_the_mean(case: Case) -> Iterator[Finding]:
     """A task's loss is the mean over its targets of a formula that NumPy can compute, too.
 
-    Where it is not, its gradient by the answers tells how much each target weighs: the same, 1 / n, is right. A weight
-    below 0 rewards the wrong answer, weights that add up to something else are a sum or a scale, and weights that differ
-    between texts are a mean of means. (Weights that depend on the class alone are the user's own.)
+    Where it is not, its gradient by the answers tells how much each target weighs, 1 in units of 1 / n. A weight
+    below 0 rewards the wrong answer, other equal weights are a sum or a scale, and weights that
+    differ between texts are a mean of means. (Weights that depend on the class alone are the user's own.)
     """
     rows = case.answers(case.few).shape
     batch = case.few
@@ -191,8 +191,8 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
             "the loss is MINUS the logarithm of the right answer's probability",
         )
     elif not differ(weights, np.full(count, weights.mean())):
-        total = weights.mean() * count
-        kind = "the sum" if abs(total / count - 1) < 1e-3 else f"{total:.4g} times the mean"
+        scale = weights.mean()
+        kind = "the sum" if abs(scale / count - 1) < 1e-3 else f"{scale:.4g} times the mean"
         yield Finding(
             "loss-not-mean",
             where,
@@ -201,9 +201,9 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
         )
     elif not _by_class(weights, batch):
         yield Finding(
-            "mean-of-means" if abs(weights.sum() - 1) < 0.01 else "loss-not-mean",
+            "mean-of-means" if abs(weights.mean() - 1) < 0.05 else "loss-not-mean",
             where,
-            f"targets weigh from {weights.min() * count:.2f} to {weights.max() * count:.2f} n-ths; expected 1 each",
+            f"some targets weigh {weights.min():.2f} of what they should, others {weights.max():.2f}",
             "add up the losses of all targets first, and divide once, by their number in the whole batch",
         )
 

@@ -75,7 +75,7 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
             f"batch goes {' '.join(f'{loss:.3g}' for loss in losses)}",
             "try a hundredth; minift find-lr looks for a rate",
         )
-    elif LONG * falls < 0.01 * losses[0]:
+    elif LONG * falls < 0.01 * losses[0] < LONG * falls * 1e-3 / highest:
         yield Finding(
             "rate-too-low",
             f"lr {highest:g}",
@@ -104,7 +104,7 @@ def loss_at_the_start(case: Case) -> Iterator[Finding]:
     """
     model = case.model
     new = [path for path in model.drawn if path in head_parameters(model)]
-    if case.steps or not new or case.labels.dtype.kind == "f" and model.problem_type == "regression":
+    if case.steps or not new or model.problem_type == "regression":
         return
     with case.evaluating(), case.listening() as heard:
         loss = case.loss(case.batch).item()

@@ -35,7 +35,7 @@ def optimizer_holds_what_is_trained(case: Case) -> Iterator[Finding]:
     own = {id(each) for each in case.parameters.values()}
     missing = [path for path, each in case.trained.items() if id(each) not in case.held]
     foreign = [each for each in case.optimizer.parameters if id(each) not in own]
-    if missing and len(missing) < len(case.trained) or missing and not foreign:
+    if missing and (len(missing) < len(case.trained) or not foreign):
         yield Finding(
             "not-in-optimizer",
             some(missing),
@@ -70,7 +70,7 @@ def norms_and_biases_are_not_decayed(case: Case) -> Iterator[Finding]:
 
 
 def words_are_tied(case: Case) -> Iterator[Finding]:
-    """A language model whose config ties them answers with the words' own vectors: one parameter, not two equal ones."""
+    """A language model whose config ties them answers with the words' own vectors: one parameter."""
     model = case.model
     if model.head not in LANGUAGE_MODELS or not getattr(model.config, "tie_word_embeddings", True):
         return

@@ -1,4 +1,4 @@
-"""Each text for itself: what a model says of a text must not depend on chance, on other texts, on places, on the future."""
+"""Each text for itself: what is said of it depends neither on chance nor on other texts, and not on the future."""
 
 from collections.abc import Iterator
 from dataclasses import replace
