@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minift.data import Batch
-from minift.diagnosis import formulas, gradients, labels, learning, parameters, steps, texts
+from minift.diagnosis import dealt, formulas, gradients, labels, learning, parameters, steps, texts
 from minift.diagnosis.case import Case
 from minift.diagnosis.finding import Finding
 from minift.diagnosis.untouched import move_to_cpu, untouched
@@ -51,6 +51,7 @@ CHECKS = [
     Check(parameters.optimizer_holds_what_is_trained),
     Check(parameters.norms_and_biases_are_not_decayed),
     Check(parameters.words_are_tied),
+    Check(parameters.weights_are_as_loaded),
     Check(parameters.lora_begins_at_zero),
     Check(parameters.lora_can_move),
     Check(parameters.model_is_in_training),
@@ -58,7 +59,7 @@ CHECKS = [
     Check(formulas.dropouts),
     Check(texts.evaluation_is_deterministic, (*NO_LOSS, *CHANCE)),
     Check(texts.positions),
-    Check(formulas.linear_layers),
+    Check(formulas.linear_layers, ("transposed-weight",)),
     Check(formulas.norms, CHANCE),
     Check(formulas.attention, CHANCE),
     Check(texts.future_is_hidden, (*CHANCE, "future-leak", "attention-across-texts", "wrong-softmax-axis")),
@@ -67,6 +68,7 @@ CHECKS = [
         (*CHANCE, "wrong-positions", "attention-across-texts", "wrong-normalisation", "wrong-softmax-axis"),
     ),
     Check(labels.loss_is_the_mean, NO_LOSS),
+    Check(dealt.labels_belong_to_texts, (*NO_LOSS, *FORWARD, *LOSS, *CHANCE)),
     Check(gradients.gradients_arrive, NO_LOSS),
     Check(gradients.backwards_are_right, NO_LOSS),
     Check(gradients.history_is_whole, (*NO_LOSS, *FORWARD, "no-gradient", "wrong-gradient")),

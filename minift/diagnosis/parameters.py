@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from minift import checkpoint, hub
 from minift.diagnosis.case import Case
 from minift.diagnosis.finding import Finding, some
+from minift.errors import InputError
 from minift.methods import saved
 from minift.methods.lora import LoRALinear
 from minift.methods.method import LANGUAGE_MODELS, head_parameters
@@ -85,6 +87,35 @@ def words_are_tied(case: Case) -> Iterator[Finding]:
                 "a parameter of its own, where the config ties it to the word embeddings",
                 f"set it again after loading or replacing: model.{path}.weight = model.body.vocabulary.weight",
             )
+
+
+def weights_are_as_loaded(case: Case) -> Iterator[Finding]:
+    """A square weight that is nearer to the transpose of its checkpoint's than to that itself was loaded transposed:
+    fine-tuning moves weights by far less."""
+    model = case.model
+    try:
+        tensors = checkpoint.read_tensors(hub.resolve(model.source), np.float32) if model.source else None
+    except (InputError, OSError):
+        tensors = None
+    if tensors is None:
+        return
+    turned = []
+    for key in tensors:
+        name = model.architecture.current_name(key)
+        if name not in case.parameters or len(tensors.shapes[key]) != 2:
+            continue
+        now, then = case.parameters[name].data, tensors[key]
+        if now.shape != then.shape or now.shape != then.T.shape:
+            continue
+        if np.linalg.norm(now - then.T) < 0.5 * np.linalg.norm(now - then):
+            turned.append(name)
+    if turned:
+        yield Finding(
+            "transposed-weight",
+            some(turned),
+            f"nearer to the transpose of what {model.source} holds than to that itself",
+            "a linear layer's weight is (out, in) in checkpoints, GPT-2's (in, out): transpose neither, or once",
+        )
 
 
 def lora_begins_at_zero(case: Case) -> Iterator[Finding]:
