@@ -199,13 +199,13 @@ def _judge_attention(case: Case, call: Heard, inside: list[Heard]) -> str | None
 
 def _attend(q, k, v, q_segments, k_segments, heads, scale, causal, axis, across) -> np.ndarray:
     """Attention with its mistakes: axis 2 of the scores (heads, queries, keys) is the right one."""
-    y = np.zeros_like(q)
+    y, key_heads = np.zeros_like(q), k.shape[1] * heads // q.shape[1]
     if across:
         q_segments, k_segments = np.array([[0, len(q)]]), np.array([[0, len(k)]])
     for (q_start, q_end), (k_start, k_end) in zip(q_segments, k_segments, strict=True):
         by_head = [
-            _heads(q[q_start:q_end], heads),
-            *(_heads(each[k_start:k_end], None, q, heads) for each in (k, v)),
+            _heads(q[q_start:q_end], heads, heads),
+            *(_heads(each[k_start:k_end], key_heads, heads) for each in (k, v)),
         ]
         scores = scale * by_head[0] @ by_head[1].transpose(0, 2, 1)  # (N, queries, keys)
         if causal:
@@ -219,19 +219,15 @@ def _attend(q, k, v, q_segments, k_segments, heads, scale, causal, axis, across)
     return y
 
 
-def _heads(x: np.ndarray, own: int | None, q: np.ndarray | None = None, heads: int = 0) -> np.ndarray:
-    """(rows, N D) as (N, rows, D); fewer heads of keys and values than of queries are each repeated for its group."""
-    if own is None:
-        assert q is not None
-        own = x.shape[1] * heads // q.shape[1]
-    split = x.reshape(len(x), own, -1).transpose(1, 0, 2)
-    return np.repeat(split, heads // own, axis=0) if heads else split
+def _heads(x: np.ndarray, own: int, heads: int) -> np.ndarray:
+    """(rows, own D) as (heads, rows, D): where keys have fewer heads than queries, each is repeated."""
+    return np.repeat(x.reshape(len(x), own, -1).transpose(1, 0, 2), heads // own, axis=0)
 
 
 def _is_a_mean(y, v, k_segments, q_segments, heads) -> bool:
     """Whether each row lies between the least and the largest of its text's values, as a weighted mean does."""
     width = y.shape[1]
-    v = _heads(v, None, np.empty((1, width)), heads).transpose(1, 0, 2).reshape(len(v), width)
+    v = _heads(v, v.shape[1] * heads // width, heads).transpose(1, 0, 2).reshape(len(v), width)
     room = 1e-4 * np.abs(v).max()
     for (q_start, q_end), (k_start, k_end) in zip(q_segments, k_segments, strict=True):
         rows, values = y[q_start:q_end], v[k_start:k_end]

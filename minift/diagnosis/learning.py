@@ -8,6 +8,7 @@ from minift.data import Batch
 from minift.diagnosis.case import Case
 from minift.diagnosis.finding import Finding
 from minift.diagnosis.labels import IGNORED
+from minift.methods.lora import LoRALinear
 from minift.methods.method import head_parameters
 from minift.nn import Linear
 from minift.optim import AdamW
@@ -15,6 +16,8 @@ from minift.optim import AdamW
 HIGHEST_RATIO = 0.2
 """How large a step may be in units of a pre-trained matrix. Stanford's CS231n names 1e-3, in the notes' section "Ratio
 of weights:updates"; the first steps of Adam are larger, and small models bear more."""
+TURNS = 6
+"""How many steps are tried; what a right rate for few numbers spoils in its first, the next ones mend."""
 LONG = 1000
 """In how many steps a rate is to lead somewhere."""
 
@@ -34,12 +37,14 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
     own |= set(case.model.method.inserted(case.model)) if case.model.method is not None else set()
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
     trained = {path: each for path, each in case.trained.items() if id(each) in rates}
+    pretrained = [each for path, each in trained.items() if path not in own and each.ndim > 1]
+    adapted = [
+        each for _, each in case.model.named_modules() if isinstance(each, LoRALinear) and not each.merged
+    ]
     with case.untouched(), case.quiet():
-        losses = []
-        before = {path: each.data.copy() for path, each in trained.items()}
-        falls, ratios = 0.0, []
+        losses, ratios, falls = [], [], 0.0
         optimizer.state.clear()
-        for turn in range(4):
+        for turn in range(TURNS):
             for each in case.parameters.values():
                 each.grad = None
             loss = case.loss(case.batch)
@@ -47,26 +52,28 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
             if not loss.requires_grad:
                 return
             loss.backward()
-            if turn == 0:
-                falls = sum(
-                    rates[id(each)] * float(np.abs(each.grad).sum())
-                    for each in trained.values()
-                    if each.grad is not None
-                )
+            if turn > 0:
+                optimizer.step(1.0)
+                continue
+            falls = sum(
+                rates[id(each)] * float(np.abs(each.grad).sum())
+                for each in trained.values()
+                if each.grad is not None
+            )
+            moving = [
+                (each, np.abs(each.grad).sum(axis=1) > 0) for each in pretrained if each.grad is not None
+            ]
+            before = [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
             optimizer.step(1.0)
-            if turn == 0:
-                ratios = [
-                    float(
-                        np.linalg.norm(each.data[rows] - before[path][rows])
-                        / np.linalg.norm(before[path][rows])
-                    )
-                    for path, each in trained.items()
-                    if path not in own and each.ndim > 1 and each.grad is not None
-                    for rows in [np.abs(each.grad).sum(axis=1) > 0]
-                    if before[path][rows].any()
-                ]
+            after = [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
+            sizes = [*before[: len(moving)], *(each.weight.data for each in adapted)]
+            ratios = [
+                float(np.linalg.norm(b - a) / np.linalg.norm(size))
+                for a, b, size in zip(before, after, sizes, strict=True)
+                if size.any()
+            ]
     ratio = float(np.median(ratios)) if ratios else 0.0
-    exploded = not np.isfinite(losses).all() or max(losses) > 4 * max(losses[0], guess(case))
+    exploded = not np.isfinite(losses).all() or min(losses[2:]) > 2 * max(losses[0], guess(case))
     if ratio > HIGHEST_RATIO or exploded:
         yield Finding(
             "rate-too-high",

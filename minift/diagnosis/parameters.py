@@ -79,8 +79,9 @@ def words_are_tied(case: Case) -> Iterator[Finding]:
     words = model.body.vocabulary.weight
     body = f"{model.architecture.body_name}."
     for path, module in model.named_modules():
-        untied = isinstance(module, Linear) and module.weight is not words
-        if untied and module.weight.shape == words.shape and not path.startswith(body):
+        if not isinstance(module, Linear) or path.startswith(body):
+            continue
+        if module.weight is not words and module.weight.shape == words.shape:
             yield Finding(
                 "untied-embeddings",
                 f"{path}.weight",
