@@ -60,6 +60,7 @@ CHECKS = [
     Check(texts.evaluation_is_deterministic, (*NO_LOSS, *CHANCE)),
     Check(texts.positions),
     Check(formulas.linear_layers, ("transposed-weight",)),
+    Check(formulas.merged_is_unmerged, (*CHANCE, "transposed-weight", "wrong-linear")),
     Check(formulas.norms, CHANCE),
     Check(formulas.attention, CHANCE),
     Check(texts.future_is_hidden, (*CHANCE, "future-leak", "attention-across-texts", "wrong-softmax-axis")),

@@ -68,6 +68,29 @@ def _linear(module: Linear, x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return y
 
 
+def merged_is_unmerged(case: Case) -> Iterator[Finding]:
+    """x W^T + s (x A^T) B^T is x (W + s B A)^T: merging LoRA leaves the answers as they are. B is drawn for it."""
+    layers = [each for _, each in case.model.named_modules() if isinstance(each, LoRALinear)]
+    if not layers or any(each.merged for each in layers):
+        return
+    random = np.random.default_rng(0)
+    with case.untouched(), case.evaluating():
+        for layer in layers:
+            weight = layer.lora_B.weight
+            weight.data = weight.data + 0.05 * random.standard_normal(weight.shape).astype(weight.dtype)
+        apart = np.array(case.model(case.few).data)
+        for layer in layers:
+            layer.merge()
+        together = np.array(case.model(case.few).data)
+    if differ(together, apart, 1e-2):
+        yield Finding(
+            "wrong-merge",
+            "LoRALinear.merge",
+            f"merging changes the answers by up to {np.abs(together - apart).max():.3g}",
+            "merging adds scale * B @ A to W, in W's own shape: (out, in), in GPT-2 (in, out)",
+        )
+
+
 # ---- Norms ---------------------------------------------------------------------------------------
 
 
