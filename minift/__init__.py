@@ -9,6 +9,8 @@ from minift_kernels import use_kernels
 
 from minift.breakpoints import clear_breakpoints, set_breakpoint
 from minift.data import Batch, Dataset, batches
+from minift.diagnosis.doctor import doctor
+from minift.diagnosis.finding import Finding
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.find_lr import FoundRate, RateSearch, find_lr
@@ -41,6 +43,7 @@ __all__ = [
     "Bert",
     "BertConfig",
     "Dataset",
+    "Finding",
     "FoundRate",
     "InputError",
     "Ledger",
@@ -59,6 +62,7 @@ __all__ = [
     "cross_entropy",
     "decay_groups",
     "detect_anomaly",
+    "doctor",
     "evaluate",
     "find_lr",
     "finetune",

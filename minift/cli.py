@@ -13,6 +13,8 @@ from minift_kernels.ladder import RungError
 
 from minift.data import Columns
 from minift.device import explaining_out_of_memory
+from minift.diagnosis.command import case_of_directory, case_of_script
+from minift.diagnosis.doctor import doctor
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.find_lr import PAGE as RATE_PAGE
@@ -151,6 +153,26 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Doctor:
+    """Say what keeps a model from learning: run invariants, and name what breaks them (exit status 1), and how to mend
+    it."""
+
+    subject: tyro.conf.Positional[Path]
+    """A saved model or a run's directory; or a training script, which is run up to its first optimizer.step()."""
+    train: Path | None = None
+    """The labelled examples that the model of a directory learns from; those of its run if not given."""
+    batch_size: int | None = None
+    """Texts in the batch that is examined: the run's own, else 32."""
+    learning_rate: float | None = None
+    """The rate that is judged: the run's own, else 5e-5."""
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what this machine runs minift with."""
 
@@ -182,12 +204,14 @@ Command = (
     | Annotated[Step, tyro.conf.subcommand("step")]
     | Annotated[ImportVectors, tyro.conf.subcommand("import-vectors")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 2 when something is wrong with what the user gave.
+    """Run one command; the exit status is 0, 1 when the doctor found something, or 2 when something is wrong with what
+    the user gave.
 
     What is wrong is then one line on stderr; what the operating system refused counts as such.
     """
@@ -203,14 +227,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             explaining_out_of_memory(),
             np.errstate(all="ignore"),
         ):  # `finetune` finds what is no number
-            RUN[type(command)](command)
+            return RUN[type(command)](command) or 0
     except (InputError, RungError, OSError) as error:
         print(f"minift: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minift: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def run_finetune(config: TrainingConfig) -> None:
@@ -334,6 +357,24 @@ def run_import_vectors(options: ImportVectors) -> None:
     print(f"wrote {options.out}")
 
 
+def run_doctor(options: Doctor) -> int:
+    if options.subject.suffix == ".py":
+        case = case_of_script(options.subject)
+    else:
+        columns = Columns(options.text_column, options.pair_column, options.label_column)
+        case = case_of_directory(
+            options.subject, options.train, options.batch_size, options.learning_rate, columns
+        )
+    found = doctor(*case)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in found]))
+    elif found:
+        print("\n\n".join(map(str, found)))
+    else:
+        print("nothing found: all invariants hold")
+    return 1 if found else 0
+
+
 def run_info(options: Info) -> None:
     facts = info()
     if options.json:
@@ -346,7 +387,7 @@ def run_info(options: Info) -> None:
                 print(f"  {key:14} {inner}")
 
 
-RUN: dict[type, Callable[[Any], None]] = {
+RUN: dict[type, Callable[[Any], int | None]] = {
     TrainingConfig: run_finetune,
     Sweep: run_sweep,
     RateSearch: run_find_lr,
@@ -358,5 +399,6 @@ RUN: dict[type, Callable[[Any], None]] = {
     Step: run_step,
     ImportVectors: run_import_vectors,
     Merge: run_merge,
+    Doctor: run_doctor,
     Info: run_info,
 }

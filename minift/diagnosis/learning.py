@@ -1,0 +1,195 @@
+"""Whether it can learn: the rate, the loss at the start, one batch learned by heart."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minift.data import Batch
+from minift.diagnosis.case import Case, differ
+from minift.diagnosis.finding import Finding
+from minift.diagnosis.labels import IGNORED
+from minift.methods.lora import LoRALinear
+from minift.methods.method import head_parameters
+from minift.nn import Linear
+from minift.optim import AdamW
+
+HIGHEST_RATIO = 0.2
+"""How large a step may be in units of a pre-trained matrix. Stanford's CS231n names 1e-3, in the notes' section "Ratio
+of weights:updates"; the first steps of Adam are larger, and small models bear more."""
+TURNS = 6
+"""How many steps are tried; what a right rate for few numbers spoils in its first, the next ones mend."""
+LONG = 1000
+"""In how many steps a rate is to lead somewhere."""
+
+
+def rate_is_sensible(case: Case) -> Iterator[Finding]:
+    """A step changes pre-trained weights by far less than they are, and a thousand steps change the loss by more than
+    nothing: Adam's first steps go `rate` in each direction, so the loss falls by rate |g|_1 (the 1-norm) in each.
+
+    Rates as such say little: 0.1 is right for a soft prompt, 1e-4 for all weights. Before a warm-up, when the rate is
+    0, nothing can be told.
+    """
+    optimizer = case.optimizer
+    highest = max(group["lr"] for group in optimizer.param_groups)
+    if not highest > 0:
+        return
+    own = set(head_parameters(case.model))
+    own |= set(case.model.method.inserted(case.model)) if case.model.method is not None else set()
+    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    trained = {path: each for path, each in case.trained.items() if id(each) in rates}
+    pretrained = [each for path, each in trained.items() if path not in own and each.ndim > 1]
+    adapted = [
+        each for _, each in case.model.named_modules() if isinstance(each, LoRALinear) and not each.merged
+    ]
+    with case.untouched(), case.quiet():
+        losses, ratios, falls = [], [], 0.0
+        optimizer.state.clear()
+        for turn in range(TURNS):
+            for each in case.parameters.values():
+                each.grad = None
+            loss = case.loss(case.batch)
+            losses.append(loss.item())
+            if not loss.requires_grad:
+                return
+            loss.backward()
+            if turn > 0:
+                optimizer.step(1.0)
+                continue
+            falls = sum(
+                rates[id(each)] * float(np.abs(each.grad).sum())
+                for each in trained.values()
+                if each.grad is not None
+            )
+            moving = [
+                (each, np.abs(each.grad).sum(axis=1) > 0) for each in pretrained if each.grad is not None
+            ]
+            before = [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
+            optimizer.step(1.0)
+            after = [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
+            sizes = [*before[: len(moving)], *(each.weight.data for each in adapted)]
+            ratios = [
+                float(np.linalg.norm(b - a) / np.linalg.norm(size))
+                for a, b, size in zip(before, after, sizes, strict=True)
+                if size.any()
+            ]
+    ratio = float(np.median(ratios)) if ratios else 0.0
+    exploded = not np.isfinite(losses).all() or min(losses[2:]) > 2 * max(losses[0], guess(case))
+    if ratio > HIGHEST_RATIO or exploded:
+        yield Finding(
+            "rate-too-high",
+            f"lr {highest:g}",
+            f"a step changes pre-trained matrices by {ratio:.1%} of their size (the median), and the loss on the same "
+            f"batch goes {' '.join(f'{loss:.3g}' for loss in losses)}",
+            "try a hundredth; minift find-lr looks for a rate",
+        )
+    elif LONG * falls < 0.01 * losses[0] < LONG * falls * 1e-3 / highest:
+        yield Finding(
+            "rate-too-low",
+            f"lr {highest:g}",
+            f"the loss is {losses[0]:.3g}, and {LONG} steps would lower it by some {LONG * falls:.1g}",
+            "try a thousand times as much; minift find-lr looks for a rate",
+        )
+
+
+def guess(case: Case) -> float:
+    """The loss of who knows nothing but how many answers there are: log C; for numbers their variance."""
+    labels = case.labels
+    if case.model.head == "QuestionAnswering":
+        return float(np.log(np.diff(case.batch.offsets)).mean())
+    if labels.dtype.kind != "f":
+        return float(np.log(case.model.outputs))
+    if case.model.problem_type == "multi_label_classification":
+        return float(np.log(2))
+    return float(labels.var())
+
+
+def loss_at_the_start(case: Case) -> Iterator[Finding]:
+    """A new head knows nothing: its loss is near log C, C the number of classes.
+
+    How near depends on how large its answers are: those of weights of the size that new weights have, on the vectors
+    that the head is given.
+    """
+    model = case.model
+    new = [path for path in model.drawn if path in head_parameters(model)]
+    if case.steps or not new or model.problem_type == "regression":
+        return
+    with case.evaluating(), case.listening() as heard:
+        loss = case.loss(case.batch).item()
+    heads = [call for call in heard if isinstance(call.module, Linear) and f"{call.path}.weight" in new]
+    if not heads:
+        return
+    x = np.asarray(heads[-1].inputs[0], np.float64)
+    spread = model.config.initializer_range * float(np.sqrt((x * x).sum(axis=1).mean()))
+    expected = guess(case)
+    if not abs(loss - expected) < 0.5 * expected + 5 * spread:
+        yield Finding(
+            "wrong-loss-at-start",
+            heads[-1].path,
+            f"the loss is {loss:.3g}; a new head that knows nothing has {expected:.3g}",
+            "are its first weights small, and its answers logits, neither scaled nor passed through a softmax?",
+        )
+
+
+STEPS, RATES = 40, (1e-3, 1e-2, 1e-1, 1e-4)
+
+
+def learns_by_heart(case: Case) -> Iterator[Finding]:
+    """Some texts can be learned by heart: at one of four rates the loss on a few falls clearly, dropout off.
+
+    Where it is low already, there is nothing to learn, and texts that are the same cannot be told apart. Tokens are
+    many, and methods that train little cannot learn them all by heart: a little less loss is enough there.
+    """
+    if not case.trained:
+        return
+    few, floor = case.few, _floor(case, case.few)
+    finals, enough = [], 0.98 if case.per_token else 0.8
+    for rate in RATES:
+        with case.untouched(), case.quiet():
+            for each in case.parameters.values():
+                each.grad = None
+            optimizer = AdamW(list(case.trained.values()), lr=rate, weight_decay=0.0)
+            losses = []
+            for _ in range(STEPS):
+                loss = case.loss(few)
+                losses.append(loss.item())
+                if losses[-1] - floor < enough * (losses[0] - floor) or losses[0] - floor < 0.3 * guess(case):
+                    return
+                if not loss.requires_grad or not np.isfinite(losses[-1]):
+                    break
+                loss.backward()
+                optimizer.step(1.0)
+                optimizer.zero_grad()
+            finals.append(min(losses))
+    each = case.answers_of_each(few, case.answers(few))
+    alike = all(not differ(one[:1], each[0][:1], 1e-5) for one in each)
+    yield Finding(
+        "does-not-overfit",
+        f"{len(few)} texts",
+        f"in {STEPS} steps at any of the rates {', '.join(f'{rate:g}' for rate in RATES)} the loss falls from "
+        f"{losses[0]:.3g} to {min(finals):.3g} at best"
+        + ("; all texts get the same answers" if alike else ""),
+        "what is lost between the texts and the answers: is a layer stuck at 0, by a rate too high or by its weights?"
+        if alike
+        else "do the labels belong to these texts, and are they the same each time?",
+    )
+
+
+def _floor(case: Case, batch: Batch) -> float:
+    """The least loss that texts which are the same, with labels that are not, allow; 0 where labels are a token's."""
+    labels = batch.labels
+    assert labels is not None
+    if case.per_token or labels.ndim > 1:
+        return 0.0
+    groups: dict[bytes, list] = {}
+    for (start, end), label in zip(batch.segments, labels.tolist(), strict=True):
+        groups.setdefault(batch.ids[start:end].tobytes(), []).append(label)
+    total = 0.0
+    for each in groups.values():
+        if labels.dtype.kind == "f":
+            total += len(each) * float(np.var(each))
+        else:
+            shares = np.unique([label for label in each if label != IGNORED], return_counts=True)[1] / len(
+                each
+            )
+            total -= len(each) * float((shares * np.log(shares)).sum())
+    return total / len(batch)

@@ -1,0 +1,267 @@
+"""The optimizer's step: that it is AdamW's, that what is trained moves and what is frozen does not."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minift.diagnosis.case import Case, differ
+from minift.diagnosis.finding import Finding, some
+from minift.nn import Parameter
+
+SAMPLE = 2048
+"""How many elements of a parameter are computed again in NumPy."""
+
+
+def gradients_are_fresh(case: Case) -> Iterator[Finding]:
+    """What stands in .grad is nothing, or this batch's gradient, and zero_grad() makes it nothing.
+
+    A backward pass adds to .grad: where an earlier one's was not zeroed, each step goes along the sum of all so far.
+    """
+    standing = {path: each.grad for path, each in case.trained.items() if each.grad is not None}
+    if any(gradient.any() for gradient in standing.values()) and not _of_this_batch(case, standing):
+        yield Finding(
+            "gradients-not-zeroed",
+            some(list(standing)),
+            "gradients stand there that are not this batch's",
+            "call optimizer.zero_grad() after every optimizer.step()",
+        )
+    for name, owner in (("optimizer", case.optimizer), ("model", case.model)):
+        with case.untouched():
+            for each in case.trained.values():
+                each.grad = np.ones_like(each.data)
+            owner.zero_grad()
+            left = [
+                path
+                for path, each in case.trained.items()
+                if each.grad is not None and each.grad.any() and (name == "model" or id(each) in case.held)
+            ]
+        if left:
+            yield Finding(
+                "gradients-not-zeroed",
+                some(left),
+                f"{name}.zero_grad() leaves gradients where they are",
+                "zero_grad() sets .grad of every parameter to None",
+            )
+            return
+
+
+def _of_this_batch(case: Case, standing: dict) -> bool:
+    """Whether the gradients that stand there come from one backward pass over this batch, perhaps shortened since.
+
+    With the dropout that the last forward pass drew; roughly without any, in case that something was drawn since.
+    """
+    from minift import random
+
+    def flat(gradients) -> np.ndarray:
+        return np.concatenate([np.ravel(gradients[path]).astype(np.float64) for path in standing])
+
+    def again() -> np.ndarray:
+        for each in case.parameters.values():
+            each.grad = None
+        case.loss(case.batch).backward()
+        zeros = {path: np.zeros(case.trained[path].shape) for path in standing}
+        return flat({p: zeros[p] if case.trained[p].grad is None else case.trained[p].grad for p in standing})
+
+    there = flat(standing)
+    with case.untouched():
+        before = random.default_generator.calls
+        same = again()
+        random.default_generator.calls = max(0, 2 * before - random.default_generator.calls)
+        same = again()
+        with case.quiet():
+            quiet = again()
+    for expected, alike in ((same, 0.999), (quiet, 0.8)):
+        length = np.linalg.norm(expected) * np.linalg.norm(there)
+        scale = there @ expected / max(expected @ expected, 1e-30)
+        if length and there @ expected / length > alike and scale < 1.5:
+            return True
+    return False
+
+
+# ---- The formula ---------------------------------------------------------------------------------
+
+VARIANTS = {
+    "": "",
+    "first": "missing-bias-correction",
+    "second": "missing-bias-correction",
+    "both": "missing-bias-correction",
+    "coupled": "the decay is added to the gradient, as in Adam with L2 regularisation",
+    "no decay": "nothing is decayed",
+    "sign": "it goes up along the gradient, not down",
+    "eps": "eps stands inside the root",
+}
+"""What may be wrong with an AdamW; the first is right."""
+
+
+def _adamw(w, gradients, group, variant: str) -> list[np.ndarray]:
+    """The weights after each step, in float64: see `minift.AdamW` for the formula."""
+    rate, (b1, b2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+    m = v = np.zeros_like(w)
+    after = []
+    for t, g in enumerate(gradients, start=1):
+        g = g + decay * w if variant == "coupled" else g
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        first = m if variant in ("first", "both") else m / (1 - b1**t)
+        second = v if variant in ("second", "both") else v / (1 - b2**t)
+        root = np.sqrt(second + eps) if variant == "eps" else np.sqrt(second) + eps
+        step = first / root * (-1 if variant == "sign" else 1)
+        w = w - (0 if variant in ("coupled", "no decay") else rate * decay * w) - rate * step
+        after.append(w)
+    return after
+
+
+def step_is_adamw(case: Case) -> Iterator[Finding]:
+    """Three steps from empty moments, along invented gradients, come where the formula in NumPy comes.
+
+    The gradients are of all sizes, so that it shows where eps stands; rates and decays are raised so that float32 shows
+    them, in the proportions that they have. The third step shortens the gradients to half their length.
+    """
+    optimizer, random = case.optimizer, np.random.default_rng(0)
+    base = np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
+    worst: dict[str, bool] = dict.fromkeys(VARIANTS, True)
+    scaled: list[float] = []
+    clipped_right = True
+    where = ""
+    with case.untouched():
+        optimizer.state.clear()
+        highest = max(group["lr"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * group["lr"] / highest if highest else 1e-2
+            group["weight_decay"] = 0.1 if group["weight_decay"] > 0 else 0.0
+        stepped = [(each, group) for group in optimizer.param_groups for each in group["params"]]
+        begun, seen = {}, {}
+        for turn in range(2):
+            for number, (each, _) in enumerate(stepped):
+                if turn == 0:
+                    begun[id(each)] = _sample(each.data)
+                each.grad = np.resize(np.roll(base, 7 * number + 31 * turn), each.shape).astype(
+                    each.data.dtype
+                )
+                seen.setdefault(id(each), []).append((_sample(each.grad), None))
+            optimizer.step()
+            for each, _ in stepped:
+                gradient, _ = seen[id(each)][turn]
+                seen[id(each)][turn] = (gradient, _sample(each.data))
+        for each, group in stepped:
+            gradients, after = zip(*seen[id(each)], strict=True)
+            if group["lr"] == 0:
+                continue
+            w = begun[id(each)]
+            for variant in VARIANTS:
+                expected = _adamw(w, gradients, group, variant)
+                right = all(not differ(a - w, e - w, 5e-4) for a, e in zip(after, expected, strict=True))
+                worst[variant] = worst[variant] and right
+                if variant == "" and not right:
+                    where = where or _path(case, each)
+                    moved = expected[0] - w
+                    scaled.append(float((after[0] - w) @ moved / (moved @ moved)))
+        if worst[""]:
+            clipped_right = _clips(case, stepped, base)
+    if worst[""] and clipped_right:
+        return
+    fitting = [variant for variant, right in worst.items() if right and variant]
+    if fitting and VARIANTS[fitting[0]] == "missing-bias-correction":
+        yield Finding(
+            "missing-bias-correction",
+            f"{type(optimizer).__name__}.step",
+            "the first steps are those of moments that are not divided by 1 - b^t",
+            "divide m by 1 - b1^t and v by 1 - b2^t, t = 1 in the first step",
+        )
+        return
+    said = VARIANTS[fitting[0]] if fitting else (
+        "max_grad_norm does not shorten the gradients to that length" if worst[""] else
+        f"in {where} the first step is {scaled[0]:.3g} times the formula's, along its direction"
+    )  # fmt: skip
+    yield Finding(
+        "wrong-update",
+        f"{type(optimizer).__name__}.step",
+        said,
+        "w = w - lr weight_decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), lr and the rest of the group",
+    )
+
+
+def _clips(case: Case, stepped, base: np.ndarray) -> bool:
+    """Whether a first step with max_grad_norm is the one of gradients that were shortened before."""
+    optimizer = case.optimizer
+    after = []
+    for shortened in (True, False):
+        with case.untouched():
+            optimizer.state.clear()
+            for number, (each, group) in enumerate(stepped):
+                each.grad = 1e-6 * np.resize(np.roll(base, 7 * number), each.shape).astype(each.data.dtype)
+                group["eps"] = 1e-8
+            length = np.sqrt(sum(float(np.square(each.grad, dtype=np.float64).sum()) for each, _ in stepped))
+            if shortened:
+                for each, _ in stepped:
+                    each.grad = each.grad * np.asarray(0.5, each.grad.dtype)
+                optimizer.step()
+            else:
+                optimizer.step(float(0.5 * length + 0.5e-6))
+            after.append(np.concatenate([_sample(each.data) for each, _ in stepped]))
+    return not differ(after[0], after[1])
+
+
+def _sample(values: np.ndarray) -> np.ndarray:
+    flat = np.asarray(values).reshape(-1)
+    return flat[:: max(1, flat.size // SAMPLE)].astype(np.float64)
+
+
+def _path(case: Case, parameter: Parameter) -> str:
+    return next(
+        (path for path, each in case.parameters.items() if each is parameter), "a parameter of no module"
+    )
+
+
+# ---- What moves ----------------------------------------------------------------------------------
+
+
+def what_moves(case: Case) -> Iterator[Finding]:
+    """One step as the training loop takes it moves every trained parameter that has a gradient, and no frozen one.
+
+    Where all rates are 0, as before a warm-up, or too small to show, they are raised together.
+    """
+    optimizer = case.optimizer
+    with case.untouched(), case.quiet():
+        raised = max(group["lr"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * max(1.0, 1e-3 / raised) if raised else 1e-3
+        before = {path: each.data.copy() for path, each in case.parameters.items()}
+        for each in [*case.parameters.values(), *optimizer.parameters]:
+            if each.requires_grad:
+                each.grad = None
+        loss = case.loss(case.batch)
+        if not loss.requires_grad:
+            return
+        loss.backward()
+        sizes = {
+            path: 0.0 if each.grad is None else float(np.linalg.norm(each.grad))
+            for path, each in case.trained.items()
+        }
+        optimizer.step()
+        moved = {
+            path for path, each in case.parameters.items() if not np.array_equal(each.data, before[path])
+        }
+        for each in optimizer.parameters:
+            each.grad = None
+        case.loss(case.batch)
+    largest = max(sizes.values(), default=0.0)
+    wrong = sorted(moved - set(case.trained))
+    if wrong:
+        yield Finding(
+            "frozen-moves",
+            some(wrong),
+            "frozen, and changed by a training step",
+            "does it share its array with a trained one, is it decayed, or changed in place in a forward pass?",
+        )
+    stuck = [
+        path
+        for path, each in case.trained.items()
+        if path not in moved and id(each) in case.held and sizes[path] > 1e-4 * largest > 0
+    ]
+    if stuck:
+        yield Finding(
+            "does-not-move",
+            some(stuck),
+            "it has a gradient and stands in the optimizer, and a step leaves it as it is",
+            "is the rate of its group 0, or its array another than the one that the model reads?",
+        )

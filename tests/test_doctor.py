@@ -1,0 +1,283 @@
+"""The doctor: silent where all is right, exact where it is not, and nobody notices that it was there."""
+
+import json
+
+import numpy as np
+import pytest
+from clean_recipes import begin, recipes, train
+from command import the_one_line
+
+import minift
+from minift import ops, random
+from minift.diagnosis.finding import some
+from minift.tensor import Tensor
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+CLEAN = [
+    ("text-classification", "bert", "full"),
+    ("text-classification", "llama", "lora"),
+    ("text-classification", "gpt2", "prefix"),
+    ("text-classification", "word-vectors", "head"),
+    ("multi-label", "roberta", "ia3"),
+    ("text-regression", "distilbert", "prompt"),
+    ("token-classification", "bert", "houlsby"),
+    ("question-answering", "roberta", "bitfit"),
+    ("fill-mask", "distilbert", "full"),
+    ("text-generation", "gpt2", "ulmfit"),
+    ("instruction-tuning", "qwen2", "lora"),
+]
+"""Each task, family and most methods once."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipes")
+
+
+def said(model, batch, optimizer) -> list[str]:
+    return [str(finding) for finding in minift.doctor(model, batch, optimizer)]
+
+
+# ---- Silence ----
+
+
+@pytest.mark.parametrize(("task", "family", "method"), CLEAN)
+def test_silent_on_a_right_fine_tuning(folder, task, family, method):
+    case = begin(folder, task, family, method)
+    assert said(*case) == []
+    train(*case, steps=5)
+    assert said(*case) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("task", sorted({task for task, _, _ in recipes()}))
+def test_silent_on_every_right_fine_tuning(folder, task, seed):
+    wrong = {}
+    for this, family, method in recipes():
+        for steps in (0, 40) if this == task else ():
+            case = begin(folder, task, family, method, seed)
+            train(*case, steps)
+            wrong[family, method, steps] = said(*case)
+    assert len(wrong) >= 10 and not {recipe: found for recipe, found in wrong.items() if found}
+
+
+# ---- It leaves no trace ----
+
+
+def state_of(model, batch, optimizer) -> dict:
+    """All that an examination might change, as bytes."""
+    parameters = dict(model.named_parameters())
+    return {
+        "data": {path: each.data.tobytes() for path, each in parameters.items()},
+        "arrays": {path: id(each.data) for path, each in parameters.items()},
+        "grad": {
+            path: None if each.grad is None else each.grad.tobytes() for path, each in parameters.items()
+        },
+        "frozen": {path: each.requires_grad for path, each in parameters.items()},
+        "moments": {
+            path: (m.step, m.first.tobytes(), m.second.tobytes())
+            for path, each in parameters.items()
+            if (m := optimizer.state.get(each)) is not None
+        },
+        "groups": [{**group, "params": list(map(id, group["params"]))} for group in optimizer.param_groups],
+        "modes": {path: each.training for path, each in model.named_modules()},
+        "attributes": {path: sorted(vars(each)) for path, each in model.named_modules()},
+        "batch": [each.tobytes() for each in vars(batch).values() if isinstance(each, np.ndarray)],
+        "random": (random.default_generator.seed, random.default_generator.calls, str(np.random.get_state())),
+    }
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prompt"])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_all_is_as_before(folder, method, steps):
+    model, batch, optimizer = begin(folder, "text-classification", "bert", method)
+    train(model, batch, optimizer, steps)
+    model.bert.encoder.layer[0].eval()
+    model.loss(model(batch), batch).backward()
+    before = state_of(model, batch, optimizer)
+    calls = minift.nn.Module.__call__, ops.embedding, ops.rotary
+    minift.doctor(model, batch, optimizer)
+    assert state_of(model, batch, optimizer) == before
+    assert calls == (minift.nn.Module.__call__, ops.embedding, ops.rotary)
+
+
+def test_training_goes_on_to_the_same_bits(folder):
+    ends = []
+    for examined in (False, True):
+        case = begin(folder, "text-classification", "bert", "full")
+        for _ in range(3):
+            if examined:
+                minift.doctor(*case)
+            train(*case, steps=1)
+        ends.append(state_of(*case)["data"])
+    assert ends[0] == ends[1]
+
+
+# ---- Bugs ----
+
+
+def frozen_head(model, batch, optimizer):
+    model.classifier.requires_grad_(False)
+
+
+def optimizer_too_early(model, batch, optimizer):
+    model.classifier = minift.nn.Linear(24, 2)
+
+
+def gradients_pile_up(model, batch, optimizer):
+    for _ in range(2):
+        model.loss(model(batch), batch).backward()
+        optimizer.step()
+
+
+def history_lost(model, batch, optimizer):
+    pooler = model.bert.pooler
+    forward = pooler.forward
+    pooler.forward = lambda x: forward(Tensor(x.data))
+
+
+def labels_from_one(model, batch, optimizer):
+    batch.labels = batch.labels + 1
+
+
+def summed_loss(model, batch, optimizer):
+    loss = model.loss
+    model.loss = lambda output, batch: loss(output, batch) * float(len(batch))
+
+
+def sign_turned(model, batch, optimizer):
+    loss = model.loss
+    model.loss = lambda output, batch: -loss(output, batch)
+
+
+def query_turned(model, batch, optimizer):
+    query = model.bert.encoder.layer[1].attention.self.query
+    query.forward = lambda x: ops.linear(x, query.weight.T, query.bias)
+
+
+def positions_through_the_batch(model, batch, optimizer):
+    batch.positions = np.arange(batch.tokens) % 32
+
+
+def mean_over_the_batch(model, batch, optimizer):
+    dropout = model.dropout
+    forward = dropout.forward
+    dropout.forward = lambda x: forward(x) - Tensor(x.data.mean(axis=0, keepdims=True))
+
+
+def nothing_reaches_the_head(model, batch, optimizer):
+    model.dropout.forward = lambda x: x * 0.0
+
+
+def rate(value):
+    def set_rate(model, batch, optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] = value
+
+    return set_rate
+
+
+def stuck_group(model, batch, optimizer):
+    optimizer.param_groups[1]["lr"] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("bug", "name", "where"),
+    [
+        (frozen_head, "frozen-head", "classifier.weight, classifier.bias"),
+        (optimizer_too_early, "not-in-optimizer", "classifier.weight, classifier.bias"),
+        (gradients_pile_up, "gradients-not-zeroed", "bert.embeddings.word_embeddings.weight"),
+        (history_lost, "no-gradient", "bert.embeddings.word_embeddings.weight"),
+        (labels_from_one, "label-out-of-range", "batch.labels["),
+        (summed_loss, "loss-not-mean", "TextClassification.loss"),
+        (sign_turned, "wrong-sign", "TextClassification.loss"),
+        (query_turned, "transposed-weight", "bert.encoder.layer.1.attention.self.query"),
+        (positions_through_the_batch, "wrong-positions", "batch.positions"),
+        (mean_over_the_batch, "batch-dependent", "dropout"),
+        (nothing_reaches_the_head, "does-not-overfit", "6 texts"),
+        (rate(0.1), "rate-too-high", "lr 0.1"),
+        (rate(1e-9), "rate-too-low", "lr 1e-09"),
+        (stuck_group, "does-not-move", "bert.embeddings.LayerNorm.weight"),
+    ],
+)
+def test_a_bug_is_named_and_nothing_else(folder, bug, name, where):
+    case = begin(folder, "text-classification", "bert", "full")
+    bug(*case)
+    [finding] = minift.doctor(*case)
+    assert finding.name == name and finding.where.startswith(where) and finding.found and finding.mend
+
+
+def test_a_batch_without_labels_is_refused(folder):
+    model, _, optimizer = begin(folder, "text-classification", "bert", "full")
+    with pytest.raises(minift.InputError, match="needs a batch with labels"):
+        minift.doctor(model, model.pack(["the film"]), optimizer)
+
+
+def test_long_lists_are_cut():
+    assert some(["a", "b"]) == "a, b" and some(list("abcde")) == "a, b, c and 2 more"
+
+
+# ---- The command ----
+
+SCRIPT = """
+import minift
+model = minift.load({model!r})
+texts, labels = ["the film was good", "a bad book", "the meal is great"], ["positive", "negative", "positive"]
+optimizer = minift.AdamW({parameters}, lr=1e-3)
+minift.cross_entropy(model(texts), labels).backward()
+optimizer.step()
+raise SystemExit("the script went on")
+"""
+
+
+def test_a_directory(tiny, tmp_path, run):
+    options = [
+        "--model",
+        tiny / "model",
+        "--train",
+        tiny / "train.tsv",
+        "--epochs",
+        1,
+        "--learning-rate",
+        1e-3,
+    ]
+    assert run("finetune", *options, "--method", "lora", "--out", tmp_path / "run")[0] == 0
+    status, printed, _ = run("doctor", tmp_path / "run")
+    assert (status, printed) == (0, "nothing found: all invariants hold\n")
+    status, printed, _ = run("doctor", tiny / "model", "--train", tiny / "train.tsv", "--learning-rate", 0.1)
+    assert status == 1 and printed.startswith("rate-too-high: lr 0.1\n  found: ")
+    given = ["doctor", tiny / "model", "--train", tiny / "train.tsv", "--learning-rate", 1e-9, "--json"]
+    status, printed, _ = run(*given)
+    assert status == 1 and [each["name"] for each in json.loads(printed)] == ["rate-too-low"]
+
+
+def test_a_script(tiny, tmp_path, run):
+    script = tmp_path / "script.py"
+    for parameters, expected in (("minift.decay_groups(model)", 0), ("model.bert.parameters()", 1)):
+        script.write_text(SCRIPT.format(model=str(tiny / "model"), parameters=parameters))
+        status, printed, _ = run("doctor", script)
+        assert status == expected, printed
+    assert printed.startswith("not-in-optimizer: classifier.weight, classifier.bias\n")
+    assert minift.cross_entropy is minift.losses.cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["{out}/none"], "no such directory"),
+        (["{out}/none.py"], "no such script"),
+        (["{tiny}/model"], "no report.html says what it was trained on; pass --train FILE"),
+        (
+            ["{out}/fails.py"],
+            "it failed before its first optimizer.step(): ZeroDivisionError: division by zero",
+        ),
+        (["{out}/ends.py"], "it ended without an optimizer.step()"),
+    ],
+)
+def test_what_it_refuses(tiny, tmp_path, run, given, message):
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    (tmp_path / "ends.py").write_text("import minift\n")
+    assert message in the_one_line(*run("doctor", *(each.format(out=tmp_path, tiny=tiny) for each in given)))
