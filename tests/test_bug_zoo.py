@@ -85,13 +85,17 @@ def what_happens(setup: Setup) -> dict[str, list[bytes]]:
 
 def owned(model: Any) -> dict[str, int]:
     """The identity of everything in minift that a patch could have changed: modules' and classes' attributes."""
-    places: dict[str, Any] = {name: module for name, module in sys.modules.items() if name.startswith("minift")}
+    places: dict[str, Any] = {
+        name: module for name, module in sys.modules.items() if name.startswith("minift")
+    }
     for name, module in list(places.items()):
         classes = {key: value for key, value in vars(module).items() if isinstance(value, type)}
         places |= {f"{name}.{key}": value for key, value in classes.items() if value.__module__ == name}
     places |= {f"model {path}": module for path, module in model.named_modules()}
     places |= {f"parameter {path}": parameter for path, parameter in model.named_parameters()}
-    return {f"{place} {key}": id(value) for place, each in places.items() for key, value in slots(each).items()}
+    return {
+        f"{place} {key}": id(value) for place, each in places.items() for key, value in slots(each).items()
+    }
 
 
 def slots(owner: Any) -> dict[str, Any]:

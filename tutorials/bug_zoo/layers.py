@@ -8,7 +8,7 @@ from bug_zoo.plant import planted, replaced
 from bug_zoo.setups import RATE, filling, instructing, regression, sentiment, tagging, writing
 from minift import ops
 from minift.nn import Parameter, RMSNorm
-from minift.ops import rotary
+from minift.ops import rotary, swiglu
 from minift.optim import AdamW, decay_groups
 from minift.tensor import Tensor
 
@@ -417,7 +417,7 @@ def swiglu_without_the_gate(gate, x):
     def backward(dy):
         return np.zeros_like(dy), dy * share
 
-    return Tensor(share * x.data, parents=(gate, x), backward=backward)
+    return Tensor(swiglu(Tensor(gate.data), Tensor(x.data)).data, parents=(gate, x), backward=backward)
 
 
 @planted(

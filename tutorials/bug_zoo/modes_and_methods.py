@@ -5,7 +5,18 @@ from functools import partial
 import numpy as np
 
 from bug_zoo.plant import planted, replaced
-from bug_zoo.setups import RATE, answering, instructing, sentiment, several_labels, tagging, writing
+from bug_zoo.setups import (
+    LORA,
+    LORA_OF_GPT2,
+    LORA_OF_LLAMA,
+    RATE,
+    answering,
+    instructing,
+    sentiment,
+    several_labels,
+    tagging,
+    writing,
+)
 from minift import ops, random
 from minift.methods.lora import lora_layers
 from minift.nn import Dropout
@@ -122,7 +133,7 @@ def the_classifier(setup):
 
 @planted(
     "frozen-head",
-    partial(sentiment, "qwen2", method="lora", rank=4),
+    partial(sentiment, "qwen2", **LORA),
     "All but lora_A and lora_B was frozen by name, the new head too.",
     "Train the head beside LoRA (and save it with LoRA).",
 )
@@ -156,7 +167,7 @@ def lora_b(model):
 
 @planted(
     "lora-not-zero-at-start",
-    partial(instructing, "llama", method="lora", rank=4),
+    partial(instructing, "llama", **LORA_OF_LLAMA),
     "Both of LoRA's matrices are random, so training begins beside the pre-trained model and not at it.",
     "A random, B at 0: then s B A = 0.",
 )
@@ -169,7 +180,7 @@ def both_random(setup):
 
 @planted(
     "lora-not-zero-at-start",
-    partial(sentiment, "bert", method="lora", rank=4),
+    partial(sentiment, "bert", **LORA),
     "A mean of two runs was loaded as the beginning: its B is small, but not 0.",
     "Begin at B = 0, or say that training goes on from another run.",
 )
@@ -181,14 +192,15 @@ def small_is_not_zero(setup):
 
 @planted(
     "lora-not-zero-at-start",
-    partial(writing, "gpt2", method="lora", rank=4),
+    partial(writing, "gpt2", **LORA_OF_GPT2),
     "A and B began as the largest directions of W, as in PiSSA, but W was not made smaller by their product.",
     "W - s B A, if B and A begin as a part of W.",
 )
 def a_part_of_the_weight_twice(setup):
     layer = next(iter(lora_layers(setup.model).values()))
     left, sizes, right = np.linalg.svd(layer.weight.data.T, full_matrices=False)  # (out, in)
-    a, b = right[:4], left[:, :4] * sizes[:4] / layer.scale
+    rank = len(layer.lora_A.weight)
+    a, b = right[:rank], left[:, :rank] * sizes[:rank] / layer.scale
     with replaced(layer.lora_A.weight, data=a.copy()), replaced(layer.lora_B.weight, data=b.copy()):
         yield setup
 

@@ -20,7 +20,12 @@ from minift.tasks import TASKS
 from minift.tokenizer import Tokenizer
 
 RATE = 1e-3
+RATE_OF_A_PART = 5e-3
+"""Where a method trains a small part of a frozen model, or there is nothing but a table: it takes larger steps."""
 WORDS = "a the film book meal was is it not very good bad fine dull great poor and but or , .".split()
+LORA = {"method": "lora", "rank": 4}
+LORA_OF_LLAMA = {"method": "lora", "rank": 8, "targets": ("q_proj", "v_proj", "up_proj", "down_proj")}
+LORA_OF_GPT2 = {"method": "lora", "rank": 8, "targets": ("c_attn", "c_fc", "c_proj")}
 GOOD, BAD = {"good", "fine", "great"}, {"bad", "dull", "poor"}
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -47,7 +52,7 @@ def new_model(
     architecture = MODELS[family]
     shape = architecture.config(vocab_size=len(MARKS) + len(WORDS), **{**SIZES[family], **config})
     model = TASKS[task](architecture, shape, labels, Tokenizer.from_directory(directory, 48))
-    initialize(dict(model.named_parameters()), 0.1)
+    initialize(dict(model.named_parameters()), 0.15)
     return model
 
 
@@ -55,7 +60,9 @@ def set_up(model: Any, batch: Batch, method: str | None = None, **options: Any) 
     """With an optimizer of what the model trains, once the method, if there is one, has said what that is."""
     if method is not None:
         minift.apply_method(model, method, **options)
-    return Setup(model, batch, AdamW(decay_groups(model), lr=RATE))
+    small = method is not None or not len(model.body.layers)
+    rate = RATE_OF_A_PART if small else RATE
+    return Setup(model.train(), batch, AdamW(decay_groups(model), lr=rate))
 
 
 def some_texts(count: int, seed: int = 4) -> tuple[list[str], list[int]]:

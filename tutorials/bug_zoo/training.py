@@ -6,7 +6,17 @@ from functools import partial
 import numpy as np
 
 from bug_zoo.plant import planted, replaced, updating
-from bug_zoo.setups import RATE, answering, instructing, regression, sentiment, tagging, writing
+from bug_zoo.setups import (
+    LORA,
+    LORA_OF_LLAMA,
+    RATE,
+    answering,
+    instructing,
+    regression,
+    sentiment,
+    tagging,
+    writing,
+)
 from minift.nn import Linear, Parameter
 from minift.optim import AdamW, decay_groups, linear_schedule
 
@@ -94,7 +104,7 @@ def table_that_was_grown(setup):
 
 @planted(
     "frozen-moves",
-    partial(sentiment, "bert", method="head"),
+    partial(sentiment, "bert", method="frozen", layers=1),
     "The optimizer decays every weight that it was given, the frozen ones too, which have no gradient to hold them.",
     "Leave a parameter without a gradient as it is, decay included; and give the optimizer only what is trained.",
 )
@@ -114,7 +124,7 @@ def decay_of_frozen_weights(setup):
 
 @planted(
     "frozen-moves",
-    partial(instructing, "llama", method="lora", rank=4),
+    partial(instructing, "llama", **LORA_OF_LLAMA),
     "After each step LoRA's change was added to the frozen weight, to evaluate, and never taken away again.",
     "Merge into a copy, or unmerge before training goes on.",
 )
@@ -148,7 +158,7 @@ def prompt_that_shares_its_words(setup):
 
 @planted(
     "does-not-move",
-    partial(instructing, "llama", method="lora", rank=4),
+    partial(instructing, "llama", **LORA_OF_LLAMA),
     "Both of LoRA's matrices begin at 0, so the gradient of each, which is a product with the other, is 0 for ever.",
     "A random, B at 0.",
 )
@@ -265,7 +275,7 @@ def a_minus_forgotten(setup):
 
 @planted(
     "rate-too-high",
-    partial(sentiment, "qwen2", method="lora", rank=4),
+    partial(sentiment, "qwen2", **LORA),
     "LoRA takes a larger rate than full fine-tuning, but this one, 1, is SGD's.",
     "1e-4 to 1e-3.",
 )
@@ -332,7 +342,7 @@ def of_the_squares(setup):
 
 @planted(
     "missing-bias-correction",
-    partial(instructing, "qwen2", method="lora", rank=4),
+    partial(instructing, "qwen2", **LORA_OF_LLAMA),
     "Only v is corrected, and m is not: the first step is a tenth of what it should be.",
     "lr * (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps)",
 )
