@@ -13,6 +13,7 @@ import numpy as np
 import minift
 from bug_zoo.plant import Setup
 from minift.data import Batch, Columns
+from minift.methods.method import LANGUAGE_MODELS, head_parameters
 from minift.models import MODELS
 from minift.models.architecture import initialize
 from minift.optim import AdamW, decay_groups
@@ -52,7 +53,9 @@ def new_model(
     architecture = MODELS[family]
     shape = architecture.config(vocab_size=len(MARKS) + len(WORDS), **{**SIZES[family], **config})
     model = TASKS[task](architecture, shape, labels, Tokenizer.from_directory(directory, 48))
-    initialize(dict(model.named_parameters()), 0.15)
+    initialize(dict(model.named_parameters()), 0.15)  # large, so that what is wrong shows
+    if model.head not in LANGUAGE_MODELS:
+        initialize(head_parameters(model), shape.initializer_range)
     return model
 
 

@@ -158,7 +158,7 @@ def prompt_that_shares_its_words(setup):
 
 @planted(
     "does-not-move",
-    partial(instructing, "llama", **LORA_OF_LLAMA),
+    partial(sentiment, "distilbert", **LORA),
     "Both of LoRA's matrices begin at 0, so the gradient of each, which is a product with the other, is 0 for ever.",
     "A random, B at 0.",
 )
