@@ -91,14 +91,16 @@ def what_happens(setup: Setup) -> dict[str, list[bytes]]:
     return happened
 
 
-def owned(model: Any) -> dict[str, int]:
-    """The identity of everything in minift that a patch could have changed: modules' and classes' attributes."""
+def owned(setup: Setup) -> dict[str, int]:
+    """The identity of everything that a patch could have changed: attributes of minift's modules and classes, and of the set-up."""
+    model = setup.model
     places: dict[str, Any] = {
         name: module for name, module in sys.modules.items() if name.startswith("minift")
     }
     for name, module in list(places.items()):
         classes = {key: value for key, value in vars(module).items() if isinstance(value, type)}
         places |= {f"{name}.{key}": value for key, value in classes.items() if value.__module__ == name}
+    places["optimizer"] = setup.optimizer
     places |= {f"model {path}": module for path, module in model.named_modules()}
     places |= {f"parameter {path}": parameter for path, parameter in model.named_parameters()}
     return {
@@ -135,7 +137,7 @@ def test_its_places_differ(name):
 @in_every_place
 def test_it_changes_what_happens_and_can_be_undone(plant: Plant, tmp_path, compiled):
     setup = plant.make(tmp_path)
-    clean, owned_before = what_happens(setup), owned(setup.model)
+    clean, owned_before = what_happens(setup), owned(setup)
     assert "refused" not in clean
     with plant.plant(setup) as planted:
         ill = what_happens(planted)
@@ -144,17 +146,17 @@ def test_it_changes_what_happens_and_can_be_undone(plant: Plant, tmp_path, compi
     assert changed
     if plant.name in UNSEEN_AT_FIRST:
         assert not changed & {"batch", "first loss"}
-    assert owned(setup.model) == owned_before
+    assert owned(setup) == owned_before
     assert what_happens(setup) == clean
 
 
 @in_every_place
 def test_it_is_undone_after_an_error(plant: Plant, tmp_path, compiled):
     setup = plant.make(tmp_path)
-    owned_before = owned(setup.model)
+    owned_before = owned(setup)
     with pytest.raises(ZeroDivisionError), plant.plant(setup):
         _ = 1 / 0
-    assert owned(setup.model) == owned_before
+    assert owned(setup) == owned_before
 
 
 @in_every_place
