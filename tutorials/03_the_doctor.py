@@ -10,9 +10,9 @@
 # rate." This chapter plants bugs, shows how well they hide, and catches each by its invariant, in a few lines. Then it
 # asks `minift.doctor`, which knows them all.
 #
-# The bugs live next door, in `tutorials/bug_zoo/`: 35 kinds, each in three places, with what the right code is. They
-# are real ones, collected from what users of fine-tuning libraries report. Run this file from top to bottom (`python
-# tutorials/03_the_doctor.py`, half a minute) or cell by cell.
+# The bugs live next door, in `tutorials/bug_zoo/`: 35 kinds, each in three places, with what the right code is. Most
+# are what users of fine-tuning libraries report, again and again. Run this file from top to bottom (`python
+# tutorials/03_the_doctor.py`, less than a minute) or cell by cell.
 
 # %%
 import itertools
@@ -370,6 +370,7 @@ for name, plants in itertools.groupby(PLANTS, key=lambda plant: plant.name):
             f"    {plant.place} ({' '.join([plant.make.func.__name__, *plant.make.args])}): {plant.description}"
         )
         print(f"        right: {plant.right}")
+assert len({plant.name for plant in PLANTS}) == 35 and len(PLANTS) == 3 * 35
 
 # %% [markdown]
 # ## What to do about it
