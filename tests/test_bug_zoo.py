@@ -92,7 +92,7 @@ def what_happens(setup: Setup) -> dict[str, list[bytes]]:
 
 
 def owned(setup: Setup) -> dict[str, int]:
-    """The identity of all that a patch could have changed: attributes of minift's modules and classes, and of a set-up."""
+    """The identity of all that a patch could change: attributes of modules and classes of minift, and of the set-up."""
     model = setup.model
     places: dict[str, Any] = {
         name: module for name, module in sys.modules.items() if name.startswith("minift")
