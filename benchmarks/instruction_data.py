@@ -7,10 +7,20 @@ same changes, in other sentences, of other words. All of it follows from a seed.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
-OPENINGS = ("### {}!\n\n", "### The word {}.\n\n", "### Of {} and what it becomes\n\n", "### Is {} a word?\n\n")
+OPENINGS = (
+    "### {}!\n\n",
+    "### The word {}.\n\n",
+    "### Of {} and what it becomes\n\n",
+    "### Is {} a word?\n\n",
+    "Somebody said {} once.\n\n",
+    "Here is a word, and it is {}.\n\n",
+    "Have you heard of {}, or read it?\n\n",
+    "People who know {} know what follows.\n\n",
+)
 """How an entry of the dictionary begins. No instruction has a character that the dictionary lacks."""
 
 
@@ -102,5 +112,7 @@ def nearest(asked: str, train: list[Instruction]) -> Instruction:
     return max(train, key=likeness)
 
 
+@cache
 def groups(text: str) -> set[str]:
+    """All that stands in one, two or three places in a row."""
     return {text[start : start + length] for length in (1, 2, 3) for start in range(len(text) - length + 1)}
