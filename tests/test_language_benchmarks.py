@@ -1,6 +1,7 @@
-"""The scripts behind masked pre-training in a new domain, and word vectors."""
+"""The scripts behind masked pre-training in a new domain, word vectors, and instructions."""
 
 import json
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -98,3 +99,91 @@ def test_word_vectors(tmp_path, compiled, monkeypatch):
     table = script.table([result], data)
     assert f"| convolution, static | 10,502 | 0.003 | ~{result['seconds_an_epoch']:.1f} |" in table
     assert "| minilm, fine-tuned (`sst2.py`) | all | 5e-05 | | 0.7500 | 0: 0.7500 |" in table
+
+
+# ---- Instructions --------------------------------------------------------------------------------
+
+
+def test_no_word_and_no_answer_is_shared():
+    from instruction_data import texts
+
+    made = texts(0, entries=300, train=400, held_out=200)
+    assert made == texts(0, entries=300, train=400, held_out=200) and made != texts(1, 300, 400, 200)
+    answers = [{answer for _, answer in part} for part in (made.train, made.held_out)]
+    asked = [{question for question, _ in part} for part in (made.train, made.held_out)]
+    assert answers[0].isdisjoint(answers[1]) and asked[0].isdisjoint(asked[1])
+    assert len(asked[0]) == 400 and len(asked[1]) == 200
+    # A held-out answer is a change of its word, and no entry of the dictionary is about that word.
+    headings = set(re.findall(r"\w+", " ".join(text.split("\n")[0] for text in made.plain)))
+    for question, answer in made.held_out:
+        if question.startswith("Spell"):
+            assert f" {answer[::-1]} " in question and answer[::-1] not in headings
+
+
+def test_a_held_out_answer_that_training_has_is_drawn_anew(monkeypatch):
+    """Two words that differ in their first letter alone have one answer where that is dropped."""
+    import instruction_data
+
+    words = iter(["abc", "dbc", "ebx"])
+    monkeypatch.setattr(instruction_data, "made_up", lambda generator: next(words))
+    drop = [change for change in instruction_data.CHANGES if change.of("abc") == "bc"]
+    monkeypatch.setattr(instruction_data, "CHANGES", tuple(drop))
+    made = instruction_data.texts(0, entries=0, train=1, held_out=1)
+    assert [answer for _, answer in made.train + made.held_out] == ["bc", "bx"]
+
+
+def test_the_dictionary_has_every_character_of_the_instructions():
+    from instruction_data import texts
+
+    from minift.tasks.instruction_tuning import InstructionTuning
+
+    made = texts(0, entries=300, train=400, held_out=200)
+    asked = "".join(question + answer for question, answer in made.train + made.held_out)
+    assert set(asked + InstructionTuning.instruction_template) - set("{}") <= set("".join(made.plain))
+
+
+def test_the_nearest_instruction():
+    from instruction_data import nearest
+
+    train = [("Shout oruk!", "ORUK"), ("Shout tebu!", "TEBU"), ("Repeat tebo.", "tebotebo")]
+    assert nearest("Shout tebo!", train) == ("Shout tebu!", "TEBU")
+    assert nearest("Repeat orul.", train) == ("Repeat tebo.", "tebotebo")
+
+
+def test_the_two_mistakes_are_what_they_say():
+    import instructions as script
+
+    from minift.tasks import TASKS
+
+    inputs = [np.array([1, 2, 3, 4]), np.array([5, 6, 7])]
+    targets = [np.array([-100, -100, 4, 9]), np.array([-100, 7, 9])]
+
+    def pack(way):
+        task = script.WAYS[way].task
+        return task.pack(task.__new__(task), inputs, targets)
+
+    right = pack("the response in the loss")
+    assert right.labels.tolist() == [-100, -100, 4, 9, -100, 7, 9]
+    prompt = pack("the prompt in it, too")
+    assert prompt.labels.tolist() == [2, 3, 4, 9, 6, 7, 9]
+    assert (prompt.ids == right.ids).all() and prompt.offsets.tolist() == right.offsets.tolist() == [0, 4, 7]
+    leaking = pack("each text sees those before it")
+    assert leaking.segments.tolist() == [[0, 7]] and leaking.positions.tolist() == list(range(7))
+    assert (leaking.ids == right.ids).all() and (leaking.labels == right.labels).all()
+    with script.tuned_as(script.Leaking):
+        assert TASKS[script.TASK] is script.Leaking
+    assert TASKS[script.TASK] is script.InstructionTuning
+
+
+def test_a_short_run_of_instructions(tmp_path, compiled):
+    """All ways begin with the same weights but the last, and differ after one epoch."""
+    import instructions as script
+
+    run = script.run_of(0, layers=1, width=16, entries=64, sentences=40, held_out=20, epochs=1)
+    result = {"run": run, **script.measure(run, tmp_path, tmp_path)}
+    assert result["copying"] == 0 and set(result["ways"]) == set(script.WAYS)
+    losses = {way["response_loss"] for way in result["ways"].values()}
+    assert len(losses) == 4 and all(0 < loss < 10 for loss in losses)
+    table = script.table([result])
+    way = result["ways"]["the prompt in it, too"]
+    assert f"| the prompt in it, too | {way['exact_match']:.3f} | {way['response_loss']:.3f} |" in table
