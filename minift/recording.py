@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import CellType, FrameType, FunctionType
+from inspect import CO_VARARGS
+from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any, Literal
 
 import numpy as np
@@ -88,7 +89,9 @@ class Call:
         positional = code.co_varnames[: code.co_argcount]
         named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
         return self.function(
-            *(arguments[name] for name in positional), **{name: arguments[name] for name in named}
+            *(arguments[name] for name in positional),
+            *(element for name in _variable(code) for element in arguments[name]),
+            **{name: arguments[name] for name in named},
         )
 
     @classmethod
@@ -99,9 +102,15 @@ class Call:
             return None
         values = frame.f_locals
         cells = tuple(CellType(values[name]) for name in code.co_freevars)
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        names = (*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], *_variable(code))
         function = FunctionType(code, frame.f_globals, code.co_name, None, cells)
         return cls(function, {name: values[name] for name in names})
+
+
+def _variable(code: CodeType) -> tuple[str, ...]:
+    """The name behind a function's asterisk: ("shape",) of `def reshape(self, *shape)`."""
+    first = code.co_argcount + code.co_kwonlyargcount
+    return code.co_varnames[first : first + bool(code.co_flags & CO_VARARGS)]
 
 
 @dataclass(frozen=True, slots=True)

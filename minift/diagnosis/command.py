@@ -125,6 +125,9 @@ def case_of_script(script: Path) -> Examined:
     if "model" not in seen:
         raise InputError(f"{script}: no minift model was used before the first optimizer.step()")
     model, batch = seen["model"], seen["batch"]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = None  # the doctor is asked before a step, and the script was about to take it
     if batch.labels is None and "targets" in seen:
         targets = seen["targets"]
         if isinstance(targets, np.ndarray) and targets.dtype.kind == "f":

@@ -9,7 +9,7 @@ from minift.diagnosis.case import Case, differ
 from minift.diagnosis.finding import Finding
 from minift.diagnosis.labels import IGNORED
 from minift.methods.lora import LoRALinear
-from minift.methods.method import head_parameters
+from minift.methods.method import LANGUAGE_MODELS, head_parameters
 from minift.nn import Linear
 from minift.optim import AdamW
 
@@ -35,14 +35,16 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
         return
     own = set(head_parameters(case.model))
     own |= set(case.model.method.inserted(case.model)) if case.model.method is not None else set()
-    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
-    trained = {path: each for path, each in case.trained.items() if id(each) in rates}
-    pretrained = [each for path, each in trained.items() if path not in own and each.ndim > 1]
+    pretrained = [
+        each
+        for path, each in case.trained.items()
+        if id(each) in case.held and path not in own and each.ndim > 1
+    ]
     adapted = [
         each for _, each in case.model.named_modules() if isinstance(each, LoRALinear) and not each.merged
     ]
     with case.untouched(), case.quiet():
-        losses, ratios, falls = [], [], 0.0
+        losses, ratios, falls, could = [], [], 0.0, 0.0
         optimizer.state.clear()
         for turn in range(TURNS):
             for each in case.parameters.values():
@@ -55,11 +57,7 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
             if turn > 0:
                 optimizer.step(1.0)
                 continue
-            falls = sum(
-                rates[id(each)] * float(np.abs(each.grad).sum())
-                for each in trained.values()
-                if each.grad is not None
-            )
+            falls, could = _falls(optimizer), _falls(optimizer, rate=1e-3, eps=1e-8)
             moving = [
                 (each, np.abs(each.grad).sum(axis=1) > 0) for each in pretrained if each.grad is not None
             ]
@@ -82,13 +80,25 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
             f"batch goes {' '.join(f'{loss:.3g}' for loss in losses)}",
             "try a hundredth; minift find-lr looks for a rate",
         )
-    elif LONG * falls < 0.01 * losses[0] < LONG * falls * 1e-3 / highest:
+    elif LONG * falls < 0.01 * losses[0] < LONG * could:
         yield Finding(
             "rate-too-low",
             f"lr {highest:g}",
             f"the loss is {losses[0]:.3g}, and {LONG} steps would lower it by some {LONG * falls:.1g}",
             "try a thousand times as much; minift find-lr looks for a rate",
         )
+
+
+def _falls(optimizer: AdamW, **changes: float) -> float:
+    """By how much Adam's first step lowers the loss: each weight goes lr g / (|g| + eps), so lr g^2 / (|g| + eps)."""
+    total = 0.0
+    for group in optimizer.param_groups:
+        rate, eps = changes.get("rate", group["lr"]), changes.get("eps", group["eps"])
+        for each in group["params"]:
+            if each.grad is not None:
+                g = np.abs(each.grad)
+                total += rate * float((g * g / (g + eps)).sum())
+    return total
 
 
 def guess(case: Case) -> float:
@@ -111,7 +121,12 @@ def loss_at_the_start(case: Case) -> Iterator[Finding]:
     """
     model = case.model
     new = [path for path in model.drawn if path in head_parameters(model)]
-    if case.steps or not new or model.problem_type == "regression":
+    if case.steps or model.problem_type == "regression":
+        return
+    if model.head in LANGUAGE_MODELS:
+        yield from _a_language_model_knows_something(case)
+        return
+    if not new:
         return
     with case.evaluating(), case.listening() as heard:
         loss = case.loss(case.batch).item()
@@ -121,12 +136,25 @@ def loss_at_the_start(case: Case) -> Iterator[Finding]:
     x = np.asarray(heads[-1].inputs[0], np.float64)
     spread = model.config.initializer_range * float(np.sqrt((x * x).sum(axis=1).mean()))
     expected = guess(case)
-    if not abs(loss - expected) < 0.5 * expected + 5 * spread:
+    if not abs(loss - expected) < 0.1 * expected + 4 * spread:
         yield Finding(
             "wrong-loss-at-start",
             heads[-1].path,
             f"the loss is {loss:.3g}; a new head that knows nothing has {expected:.3g}",
             "are its first weights small, and its answers logits, neither scaled nor passed through a softmax?",
+        )
+
+
+def _a_language_model_knows_something(case: Case) -> Iterator[Finding]:
+    """Of a language model, new or pre-trained, the loss is not far above that of who knows nothing, log V."""
+    with case.evaluating():
+        loss = case.loss(case.batch).item()
+    if not loss < 1.5 * guess(case) + 1:
+        yield Finding(
+            "wrong-loss-at-start",
+            "the language model's head",
+            f"the loss is {loss:.3g}; a model that knows nothing has {guess(case):.3g}",
+            "are its answers logits as the weights give them, and tokenizer and weights of one model?",
         )
 
 
@@ -141,8 +169,18 @@ def learns_by_heart(case: Case) -> Iterator[Finding]:
     """
     if not case.trained:
         return
+    disagreeing = _disagreeing(case)
+    if disagreeing > len(case.batch) / 2:
+        yield Finding(
+            "does-not-overfit",
+            "batch.labels",
+            f"{disagreeing} of {len(case.batch)} texts come with different labels",
+            "give a text one label: nobody can learn two by heart",
+        )
+        return
     few, floor = case.few, _floor(case, case.few)
-    finals, enough = [], 0.98 if case.per_token else 0.8
+    all_trained = len(case.trained) == len(case.parameters)
+    finals, enough = [], (0.65 if all_trained else 0.98) if case.per_token else 0.8
     for rate in RATES:
         with case.untouched(), case.quiet():
             for each in case.parameters.values():
@@ -174,17 +212,31 @@ def learns_by_heart(case: Case) -> Iterator[Finding]:
     )
 
 
+def _labels_of_each(case: Case, batch: Batch) -> list[list]:
+    """The labels of the texts that are the same, a list for each such text."""
+    labels = batch.labels
+    assert labels is not None
+    groups: dict[bytes, list] = {}
+    for (start, end), label in zip(batch.segments, labels.tolist(), strict=True):
+        groups.setdefault(batch.ids[start:end].tobytes(), []).append(label)
+    return list(groups.values())
+
+
+def _disagreeing(case: Case) -> int:
+    """How many texts of the batch have another label where they come again; 0 where labels are not one a text."""
+    if case.per_token or case.labels.ndim > 1:
+        return 0
+    return sum(len(each) for each in _labels_of_each(case, case.batch) if len(set(each)) > 1)
+
+
 def _floor(case: Case, batch: Batch) -> float:
     """The least loss that texts which are the same, with labels that are not, allow; 0 where labels are a token's."""
     labels = batch.labels
     assert labels is not None
     if case.per_token or labels.ndim > 1:
         return 0.0
-    groups: dict[bytes, list] = {}
-    for (start, end), label in zip(batch.segments, labels.tolist(), strict=True):
-        groups.setdefault(batch.ids[start:end].tobytes(), []).append(label)
     total = 0.0
-    for each in groups.values():
+    for each in _labels_of_each(case, batch):
         if labels.dtype.kind == "f":
             total += len(each) * float(np.var(each))
         else:

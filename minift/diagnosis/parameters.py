@@ -44,7 +44,7 @@ def optimizer_holds_what_is_trained(case: Case) -> Iterator[Finding]:
             f"{len(missing)} of {len(case.trained)} trained parameters are in no group of the optimizer",
             "build the optimizer last, after the head and the method, from all groups",
         )
-    elif foreign:
+    if foreign:
         yield Finding(
             "foreign-parameters",
             f"{len(foreign)} parameters of the optimizer, the first of shape {foreign[0].shape}",
@@ -77,11 +77,12 @@ def words_are_tied(case: Case) -> Iterator[Finding]:
     if model.head not in LANGUAGE_MODELS or not getattr(model.config, "tie_word_embeddings", True):
         return
     words = model.body.vocabulary.weight
+    shapes = (words.shape, (model.config.vocab_size, *words.shape[1:]))  # the table may have grown
     body = f"{model.architecture.body_name}."
     for path, module in model.named_modules():
         if not isinstance(module, Linear) or path.startswith(body):
             continue
-        if module.weight is not words and module.weight.shape == words.shape:
+        if module.weight is not words and module.weight.shape in shapes:
             yield Finding(
                 "untied-embeddings",
                 f"{path}.weight",

@@ -8,21 +8,23 @@ from minift.diagnosis.case import Case, differ
 from minift.diagnosis.finding import Finding, some
 from minift.nn import Parameter
 
+SMALL_EPS = 1e-8
+"""AdamW's usual one."""
 SAMPLE = 2048
 """How many elements of a parameter are computed again in NumPy."""
 
 
 def gradients_are_fresh(case: Case) -> Iterator[Finding]:
-    """What stands in .grad is nothing, or this batch's gradient, and zero_grad() makes it nothing.
+    """A step begins with nothing in .grad, and zero_grad() leaves nothing there.
 
     A backward pass adds to .grad: where an earlier one's was not zeroed, each step goes along the sum of all so far.
     """
     standing = {path: each.grad for path, each in case.trained.items() if each.grad is not None}
-    if any(gradient.any() for gradient in standing.values()) and not _of_this_batch(case, standing):
+    if any(gradient.any() for gradient in standing.values()):
         yield Finding(
             "gradients-not-zeroed",
             some(list(standing)),
-            "gradients stand there that are not this batch's",
+            "gradients of an earlier pass stand there before this step's own",
             "call optimizer.zero_grad() after every optimizer.step()",
         )
     for name, owner in (("optimizer", case.optimizer), ("model", case.model)):
@@ -43,39 +45,6 @@ def gradients_are_fresh(case: Case) -> Iterator[Finding]:
                 "zero_grad() sets .grad of every parameter to None",
             )
             return
-
-
-def _of_this_batch(case: Case, standing: dict) -> bool:
-    """Whether the gradients that stand there come from one backward pass over this batch, perhaps shortened since.
-
-    With the dropout that the last forward pass drew; roughly without any, in case that something was drawn since.
-    """
-    from minift import random
-
-    def flat(gradients) -> np.ndarray:
-        return np.concatenate([np.ravel(gradients[path]).astype(np.float64) for path in standing])
-
-    def again() -> np.ndarray:
-        for each in case.parameters.values():
-            each.grad = None
-        case.loss(case.batch).backward()
-        zeros = {path: np.zeros(case.trained[path].shape) for path in standing}
-        return flat({p: zeros[p] if case.trained[p].grad is None else case.trained[p].grad for p in standing})
-
-    there = flat(standing)
-    with case.untouched():
-        before = random.default_generator.calls
-        same = again()
-        random.default_generator.calls = max(0, 2 * before - random.default_generator.calls)
-        same = again()
-        with case.quiet():
-            quiet = again()
-    for expected, alike in ((same, 0.999), (quiet, 0.8)):
-        length = np.linalg.norm(expected) * np.linalg.norm(there)
-        scale = there @ expected / max(expected @ expected, 1e-30)
-        if length and there @ expected / length > alike and scale < 1.5:
-            return True
-    return False
 
 
 # ---- The formula ---------------------------------------------------------------------------------
@@ -225,6 +194,7 @@ def what_moves(case: Case) -> Iterator[Finding]:
         raised = max(group["lr"] for group in optimizer.param_groups)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * max(1.0, 1e-3 / raised) if raised else 1e-3
+            group["eps"] = min(group["eps"], SMALL_EPS)
         before = {path: each.data.copy() for path, each in case.parameters.items()}
         for each in [*case.parameters.values(), *optimizer.parameters]:
             if each.requires_grad:

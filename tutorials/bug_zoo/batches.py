@@ -190,8 +190,8 @@ def the_mask_inverted(setup):
 
 # ---- labels-shuffled -----------------------------------------------------------------------------
 
-MANY = 128
-"""Texts in a batch: with a handful nobody can tell labels that were dealt out wrongly from labels that are hard."""
+MANY = 1024
+"""Texts in a batch: with few, labels that were dealt out wrongly look like labels that are hard."""
 
 
 @planted(

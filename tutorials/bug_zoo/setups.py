@@ -56,6 +56,7 @@ def new_model(
     initialize(dict(model.named_parameters()), 0.15)  # large, so that what is wrong shows
     if model.head not in LANGUAGE_MODELS:
         initialize(head_parameters(model), shape.initializer_range)
+        model.drawn = tuple(head_parameters(model))  # as of a checkpoint without a head
     return model
 
 
