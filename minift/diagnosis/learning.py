@@ -121,7 +121,7 @@ def loss_at_the_start(case: Case) -> Iterator[Finding]:
     x = np.asarray(heads[-1].inputs[0], np.float64)
     spread = model.config.initializer_range * float(np.sqrt((x * x).sum(axis=1).mean()))
     expected = guess(case)
-    if not abs(loss - expected) < 0.5 * expected + 5 * spread:
+    if not abs(loss - expected) < 0.1 * expected + 4 * spread:
         yield Finding(
             "wrong-loss-at-start",
             heads[-1].path,
