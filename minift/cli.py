@@ -13,8 +13,7 @@ from minift_kernels.ladder import RungError
 
 from minift.data import Columns
 from minift.device import explaining_out_of_memory
-from minift.diagnosis.command import case_of_directory, case_of_script
-from minift.diagnosis.doctor import doctor
+from minift.diagnosis.command import case_of_directory, case_of_script, examine
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.find_lr import PAGE as RATE_PAGE
@@ -365,7 +364,7 @@ def run_doctor(options: Doctor) -> int:
         case = case_of_directory(
             options.subject, options.train, options.batch_size, options.learning_rate, columns
         )
-    found = doctor(*case)
+    found = examine(case)
     if options.json:
         print(json.dumps([asdict(finding) for finding in found]))
     elif found:

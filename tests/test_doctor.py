@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from clean_recipes import begin, recipes, train
 from command import the_one_line
+from tiny import rows, write_tsv
 
 import minift
 from minift import ops, random
@@ -172,6 +173,14 @@ def nothing_reaches_the_head(model, batch, optimizer):
     model.dropout.forward = lambda x: x * 0.0
 
 
+def head_too_large(model, batch, optimizer):
+    model.classifier.weight.data *= 100
+
+
+def labels_slipped(model, batch, optimizer):
+    batch.labels = np.roll(batch.labels, 1)
+
+
 def rate(value):
     def set_rate(model, batch, optimizer):
         for group in optimizer.param_groups:
@@ -200,11 +209,13 @@ def stuck_group(model, batch, optimizer):
         (nothing_reaches_the_head, "does-not-overfit", "6 texts"),
         (rate(0.1), "rate-too-high", "lr 0.1"),
         (rate(1e-9), "rate-too-low", "lr 1e-09"),
+        (head_too_large, "wrong-loss-at-start", "classifier"),
+        (labels_slipped, "labels-shuffled", "batch.labels"),
         (stuck_group, "does-not-move", "bert.embeddings.LayerNorm.weight"),
     ],
 )
 def test_a_bug_is_named_and_nothing_else(folder, bug, name, where):
-    case = begin(folder, "text-classification", "bert", "full")
+    case = begin(folder, "text-classification", "bert", "full", batch_size=40)
     bug(*case)
     [finding] = minift.doctor(*case)
     assert finding.name == name and finding.where.startswith(where) and finding.found and finding.mend
@@ -252,6 +263,19 @@ def test_a_directory(tiny, tmp_path, run):
     given = ["doctor", tiny / "model", "--train", tiny / "train.tsv", "--learning-rate", 1e-9, "--json"]
     status, printed, _ = run(*given)
     assert status == 1 and [each["name"] for each in json.loads(printed)] == ["rate-too-low"]
+
+
+def test_labels_of_the_whole_file(tiny, tmp_path, run):
+    pairs = rows(200, seed=5)
+    dealt = [label for _, label in rows(200, seed=6)]
+    write_tsv(tmp_path / "right.tsv", pairs)
+    write_tsv(tmp_path / "dealt.tsv", [(text, label) for (text, _), label in zip(pairs, dealt, strict=True)])
+    given = ["doctor", tiny / "model", "--learning-rate", 1e-3, "--batch-size", 8, "--train"]
+    assert run(*given, tmp_path / "right.tsv")[0] == 0
+    status, printed, _ = run(*given, tmp_path / "dealt.tsv")
+    assert status == 1 and printed.startswith(
+        "labels-shuffled: batch.labels\n  found: neither the words of 200 texts"
+    )
 
 
 def test_a_script(tiny, tmp_path, run):

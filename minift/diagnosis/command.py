@@ -15,6 +15,10 @@ import numpy as np
 import minift
 from minift import losses
 from minift.data import Batch, Columns
+from minift.diagnosis.case import Case
+from minift.diagnosis.dealt import MANY, labels_belong_to_texts
+from minift.diagnosis.doctor import doctor
+from minift.diagnosis.finding import Finding
 from minift.errors import InputError
 from minift.load import load
 from minift.losses import label_indices
@@ -31,6 +35,17 @@ class Examined(NamedTuple):
     model: TaskModel
     batch: Batch
     optimizer: AdamW
+    many: Batch | None = None
+    """More texts of the training file, since a batch is often too small to tell whether labels belong to texts."""
+
+
+def examine(examined: Examined) -> list[Finding]:
+    """What `doctor` finds, and whether the labels of many texts belong to them."""
+    found = doctor(examined.model, examined.batch, examined.optimizer)
+    known = {finding.name for finding in found}
+    if examined.many is not None and not known & {"labels-shuffled", "label-out-of-range"}:
+        found += labels_belong_to_texts(Case(examined.model, examined.many, examined.optimizer))
+    return found
 
 
 # ---- A directory ---------------------------------------------------------------------------------
@@ -67,7 +82,8 @@ def case_of_directory(
     rate = learning_rate or _option(run, "learning-rate", TrainingConfig.learning_rate, float)
     decay = _option(run, "weight-decay", TrainingConfig.weight_decay, float)
     method = model.method or apply_method(model, "full")
-    return Examined(model, batch, AdamW(method.parameter_groups(model, rate, decay)))
+    optimizer = AdamW(method.parameter_groups(model, rate, decay))
+    return Examined(model, batch, optimizer, next(model.batches(examples, max(size, MANY), seed=seed)))
 
 
 def options_of_run(report: Path) -> dict[str, list[str]]:
