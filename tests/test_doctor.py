@@ -125,7 +125,10 @@ def frozen_head(model, batch, optimizer):
 
 
 def optimizer_too_early(model, batch, optimizer):
-    model.classifier = minift.nn.Linear(24, 2)
+    head = {id(each) for each in model.classifier.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [each for each in group["params"] if id(each) not in head]
+    optimizer.parameters = [each for each in optimizer.parameters if id(each) not in head]
 
 
 def gradients_pile_up(model, batch, optimizer):
