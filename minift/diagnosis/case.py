@@ -99,10 +99,15 @@ class Case:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In evaluation, and without a history."""
+        """In evaluation, and without a history; then as it was."""
+        modes = [(module, module.training) for _, module in self.model.named_modules()]
         self.model.eval()
-        with no_grad():
-            yield
+        try:
+            with no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

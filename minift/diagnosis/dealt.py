@@ -131,7 +131,7 @@ def _as_if_moved(hats: list[np.ndarray], targets: np.ndarray) -> str | None:
 
 def _nothing_to_see(hats: list[np.ndarray], targets: np.ndarray) -> str | None:
     above = [float(_above_chance(hat, targets, [targets])[0]) for hat in hats]
-    if max(above) > (2 if len(targets) >= MANY else 1):
+    if max(above) > 2:
         return None
     return (
         f"neither the words of {len(targets)} texts nor their vectors tell anything of the labels: "
