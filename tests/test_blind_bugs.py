@@ -1,4 +1,12 @@
-"""Each planted bug of the second set changes what it is said to change, hurts the training, and can be undone."""
+"""Each planted bug of the second set changes what it is said to change, hurts the training, can be undone, and is named
+by the doctor.
+
+That it names all ten is no measure of what it finds in bugs that it has not seen. When it first met these, whose
+author had not read it, it named three: the likelihood without the minus, the optimizer before LoRA, the positions that
+run on. Of two it said something else that was wrong with the loss ("scores against all labels" and "softmax for
+independent labels" were `loss-not-mean`), five it did not see. It was silent on the ten set-ups without a bug. What it
+knows of the seven it was taught afterwards.
+"""
 
 from collections.abc import Iterable
 
@@ -23,6 +31,20 @@ CHANGES = {
     "positions run on": EVERYTHING | {"batch"},
 }
 """What differs between the set-up with the bug and the one without, in the first step."""
+
+NAMES = {
+    "softmax twice": "softmax-twice",
+    "scores against all labels": "loss-across-texts",
+    "filters in a plain list": "unlisted-parameters",
+    "softmax for independent labels": "labels-compete",
+    "likelihood without the minus": "wrong-sign",
+    "tags one token early": "label-on-special-token",
+    "class 0 ignored": "class-ignored",
+    "nothing masked": "nothing-masked",
+    "optimizer before LoRA": "not-in-optimizer",
+    "positions run on": "wrong-positions",
+}
+"""What the doctor calls them."""
 
 STEPS = 120
 
@@ -90,3 +112,11 @@ def test_it_hurts(bug, tmp_path, compiled):
     print(f"{bug.name}: {start:.3f} -> {learned:.3f}, with the bug {hurt:.3f}")
     assert learned < 0.5 * start
     assert hurt > 1.5 * learned
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_the_doctor_names_it_and_nothing_else(bug, tmp_path, compiled):
+    setup = bug.make(tmp_path)
+    assert minift.doctor(*setup) == []
+    with bug.plant(setup) as planted:
+        assert [finding.name for finding in minift.doctor(*planted)] == [NAMES[bug.name]]

@@ -82,7 +82,7 @@ def test_shell_lines_name_only_options_that_exist(words, capsys):
 
 
 def test_shell_lines_name_every_command():
-    written = "finetune sweep evaluate predict merge step trace pretrain generate import-vectors info"
+    written = "finetune sweep evaluate predict merge step doctor trace pretrain generate import-vectors info"
     assert {words[1] for words in COMMANDS} == set(written.split())
 
 

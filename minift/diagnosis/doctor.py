@@ -36,7 +36,10 @@ FORWARD = (
     "attention-across-texts", "batch-dependent", "future-leak", "wrong-positions", "transposed-weight",
     "wrong-normalisation", "wrong-softmax-axis", "unscaled-attention", "wrong-attention", "wrong-linear",
 )  # fmt: skip
-LOSS = ("wrong-sign", "loss-not-mean", "mean-of-means", "shifted-labels", "wrong-loss")
+LOSS = (
+    "loss-across-texts", "labels-compete", "softmax-twice", "class-ignored", "wrong-sign", "loss-not-mean",
+    "mean-of-means", "shifted-labels", "wrong-loss",
+)  # fmt: skip
 MOVES = (
     "frozen-head", "not-in-optimizer", "foreign-parameters", "no-gradient", "wrong-gradient", "does-not-move",
     "wrong-update", "missing-bias-correction",
@@ -47,7 +50,10 @@ CHECKS = [
     Check(labels.some_labels_count),
     Check(labels.next_token_labels, NO_LOSS),
     Check(labels.prompt_without_labels, NO_LOSS),
+    Check(labels.special_tokens_have_no_label),
+    Check(labels.some_tokens_are_masked),
     Check(parameters.head_is_trained),
+    Check(parameters.parameters_are_listed, NO_LOSS),
     Check(parameters.optimizer_holds_what_is_trained),
     Check(parameters.norms_and_biases_are_not_decayed),
     Check(parameters.words_are_tied),
@@ -68,7 +74,9 @@ CHECKS = [
         texts.texts_are_independent,
         (*CHANCE, "wrong-positions", "attention-across-texts", "wrong-normalisation", "wrong-softmax-axis"),
     ),
-    Check(labels.loss_is_the_mean, NO_LOSS),
+    Check(labels.outputs_are_logits, NO_LOSS),
+    Check(labels.each_label_is_its_own, NO_LOSS),
+    Check(labels.loss_is_the_mean, (*NO_LOSS, "loss-across-texts", "labels-compete")),
     Check(dealt.labels_belong_to_texts, (*NO_LOSS, *FORWARD, *LOSS, *CHANCE)),
     Check(gradients.gradients_arrive, NO_LOSS),
     Check(gradients.backwards_are_right, NO_LOSS),

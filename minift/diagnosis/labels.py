@@ -1,6 +1,7 @@
 """Labels, and the loss that is made of them: checks that need no training, and of the model at most its shape."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,8 +9,10 @@ from minift.data import Batch
 from minift.diagnosis.case import Case, differ
 from minift.diagnosis.finding import Finding
 from minift.tasks import TASKS
+from minift.tasks.fill_mask import FillMask
 from minift.tasks.instruction_tuning import InstructionTuning
 from minift.tasks.text_generation import TextGeneration
+from minift.tasks.token_classification import TokenClassification
 from minift.tensor import Tensor
 
 IGNORED = -100
@@ -122,6 +125,39 @@ def prompt_without_labels(case: Case) -> Iterator[Finding]:
         )
 
 
+def special_tokens_have_no_label(case: Case) -> Iterator[Finding]:
+    """A tag is a word's: [CLS] and [SEP] have none. Where they do, the tags lie one token beside their words."""
+    if not isinstance(case.model, TokenClassification):
+        return
+    tokenizer = case.model.tokenizer
+    special = np.isin(case.batch.ids, [*tokenizer.before_text, *tokenizer.after_text])
+    labelled = np.flatnonzero(special & (case.labels != IGNORED))
+    if len(labelled):
+        yield Finding(
+            "label-on-special-token",
+            f"batch.labels[{labelled[0]}]",
+            f"{len(labelled)} special tokens have a label, "
+            f"the first of them is {tokenizer.tokens(case.batch.ids)[labelled[0]]}",
+            f"count the tokens in front of the words, which have {IGNORED}, before the tags are laid on the words",
+        )
+
+
+def some_tokens_are_masked(case: Case) -> Iterator[Finding]:
+    """Of the tokens that fill-mask asks for 8 in 10 are masked (Devlin et al. 2019, section 3.1): else it reads what
+    it is asked."""
+    model, labels = case.model, case.labels
+    if not isinstance(model, FillMask):
+        return
+    asked = labels != IGNORED
+    if asked.sum() >= 8 and (case.batch.ids[asked] == labels[asked]).mean() > 0.9:
+        yield Finding(
+            "nothing-masked",
+            "batch.ids",
+            f"of {asked.sum()} tokens that are asked for, {(case.batch.ids[asked] == labels[asked]).sum()} can be read",
+            "put the masks into the ids that the model is given, and keep a copy for the labels",
+        )
+
+
 def _end_of_prompts(model: InstructionTuning) -> np.ndarray:
     """The tokens that end every prompt: what the prompts of different instructions have in common at their ends."""
     prompts = [model.prompt(text) for text in ("a", "Why?", "The end.", "12", 'He said "no"', "(b)", "x\n")]
@@ -132,6 +168,56 @@ def _end_of_prompts(model: InstructionTuning) -> np.ndarray:
 
 
 # ---- The loss ------------------------------------------------------------------------------------
+
+
+def outputs_are_logits(case: Case) -> Iterator[Finding]:
+    """Cross-entropy takes the softmax itself: what it is given are logits, not probabilities, whose softmax is nearly
+    the same for all classes."""
+    if case.labels.dtype.kind == "f" or case.model.head == "QuestionAnswering":
+        return
+    answers = case.answers(case.few)
+    if (answers >= 0).all() and not differ(answers.sum(axis=1), np.ones(len(answers)), 1e-4):
+        yield Finding(
+            "softmax-twice",
+            f"the outputs of {type(case.model).__name__}",
+            "they add up to 1 and none is below 0: probabilities, of which the loss takes the softmax again",
+            "let the model end in its last linear layer; take the softmax where probabilities are shown",
+        )
+
+
+def each_label_is_its_own(case: Case) -> Iterator[Finding]:
+    """Where an output is a number of its own, a score or the logit of one of several labels, the gradient by it
+    depends on its own label and on no other: change one label, and one place of the gradient changes."""
+    few, model = case.few, case.model
+    if case.labels.dtype.kind != "f" or few.labels is None or case.answers(few).shape[0] != len(few):
+        return
+    changed = few.labels.copy()
+    multi = model.problem_type == "multi_label_classification"
+    changed.flat[0] = 1 - changed.flat[0] if multi else changed.flat[0] + 1
+    x = np.random.default_rng(0).standard_normal(case.answers(few).shape)
+    gradients = []
+    with case.quiet(), case.untouched():
+        for labels in (few.labels, changed):
+            output = Tensor(x, requires_grad=True)
+            output.labels = model.labels
+            model.loss(output, replace(few, labels=labels)).backward()
+            gradients.append(output.grad)
+    moved = ~np.isclose(*gradients, rtol=1e-6, atol=0)
+    where = f"{type(model).__name__}.loss"
+    if moved[1:].any():
+        yield Finding(
+            "loss-across-texts",
+            where,
+            f"the label of text 0 changes the gradients of {moved[1:].any(axis=1).sum()} other texts",
+            "do the shapes differ? (B, 1) - (B,) is (B, B): give the labels the shape of the outputs",
+        )
+    elif moved[0, 1:].any():
+        yield Finding(
+            "labels-compete",
+            where,
+            "a label changes the gradients of the text's other labels, as in a softmax over them",
+            "where several labels or none may hold, each has a sigmoid of its own: binary cross-entropy",
+        )
 
 
 def loss_is_the_mean(case: Case) -> Iterator[Finding]:
@@ -199,6 +285,13 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
             f"{kind}: {said}",
             "divide the sum of the losses by the number of targets, and by nothing else",
         )
+    elif unheard := _classes_without_weight(weights, batch):
+        yield Finding(
+            "class-ignored",
+            where,
+            f"targets of class {', '.join(case.model.labels[each] for each in unheard)} have no gradient",
+            f"a label that does not count is {IGNORED}; do not give a class's number to ignore_index",
+        )
     elif not _by_class(weights, batch):
         yield Finding(
             "mean-of-means" if abs(weights.mean() - 1) < 0.05 else "loss-not-mean",
@@ -206,6 +299,14 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
             f"some targets weigh {weights.min():.2f} of what they should, others {weights.max():.2f}",
             "add up the losses of all targets first, and divide once, by their number in the whole batch",
         )
+
+
+def _classes_without_weight(weights: np.ndarray, batch: Batch) -> list[int]:
+    assert batch.labels is not None
+    if batch.labels.dtype.kind == "f" or batch.labels.ndim > 1:
+        return []
+    labels = batch.labels[batch.labels != IGNORED]
+    return [each for each in np.unique(labels).tolist() if not np.abs(weights[labels == each]).max() > 1e-6]
 
 
 def _by_class(weights: np.ndarray, batch: Batch) -> bool:

@@ -195,7 +195,9 @@ def learns_by_heart(case: Case) -> Iterator[Finding]:
                 losses.append(loss.item())
                 if losses[0] - floor < 0.3 * guess(case):
                     return
-                if losses[-1] - floor < enough * (losses[0] - floor) and not (differing and _alike(case, few)):
+                if losses[-1] - floor < enough * (losses[0] - floor) and not (
+                    differing and _alike(case, few)
+                ):
                     return
                 if not loss.requires_grad or not np.isfinite(losses[-1]):
                     break

@@ -13,7 +13,7 @@ from minift.methods import saved
 from minift.methods.lora import LoRALinear
 from minift.methods.method import LANGUAGE_MODELS, head_parameters
 from minift.models.attention import SelfAttention
-from minift.nn import Dropout, Linear
+from minift.nn import Dropout, Linear, Module, Parameter
 
 
 def head_is_trained(case: Case) -> Iterator[Finding]:
@@ -50,6 +50,43 @@ def optimizer_holds_what_is_trained(case: Case) -> Iterator[Finding]:
             f"{len(foreign)} parameters of the optimizer, the first of shape {foreign[0].shape}",
             "they are not the model's: what the optimizer steps, the model does not use",
             "build the optimizer of the parameters of this very model",
+        )
+
+
+def parameters_are_listed(case: Case) -> Iterator[Finding]:
+    """What the loss goes through is among model.parameters(): a module in a plain list or dict is not, so that no
+    optimizer is given it and no checkpoint keeps it."""
+    own = {id(each) for each in case.parameters.values()}
+    hidden: dict[str, list[Parameter]] = {}
+    for path, module in case.model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (list, tuple)):
+                value = dict(enumerate(value))
+            pairs = value.items() if isinstance(value, dict) else ()
+            for key, each in pairs:
+                parts = each.parameters() if isinstance(each, Module) else [each]
+                unknown = [part for part in parts if isinstance(part, Parameter) and id(part) not in own]
+                if unknown:
+                    hidden[f"{path}.{name}[{key!r}]".lstrip(".")] = unknown
+    if not hidden:
+        return
+    unknown = [part for parts in hidden.values() for part in parts]
+    before = [part.grad for part in unknown]
+    with case.untouched(), case.quiet():
+        for part in unknown:
+            part.grad = None
+        loss = case.loss(case.few)
+        if loss.requires_grad:
+            loss.backward()
+        used = [place for place, parts in hidden.items() if any(part.grad is not None for part in parts)]
+    for part, gradient in zip(unknown, before, strict=True):
+        part.grad = gradient
+    if used:
+        yield Finding(
+            "unlisted-parameters",
+            some(used),
+            "the loss goes through its parameters, and model.parameters() does not list them",
+            "hold modules in a ModuleList, or each as an attribute of its own",
         )
 
 
