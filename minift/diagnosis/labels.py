@@ -137,7 +137,7 @@ def special_tokens_have_no_label(case: Case) -> Iterator[Finding]:
             "label-on-special-token",
             f"batch.labels[{labelled[0]}]",
             f"{len(labelled)} special tokens have a label, "
-            f"the first of them is {tokenizer.tokens(case.batch.ids)[labelled[0]]}",
+            f"the first of them is {tokenizer.tokens([int(case.batch.ids[labelled[0]])])[0]}",
             f"count the tokens in front of the words, which have {IGNORED}, before the tags are laid on the words",
         )
 
@@ -254,7 +254,7 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
     np.add.at(size, owners[known], (gradient * gradient)[known])
     weights /= size
     explained = np.where(known, weights[owners] * gradient, 0.0)
-    where = f"{type(case.model).__name__}.loss"
+    where, names = f"{type(case.model).__name__}.loss", case.model.labels or range(case.model.outputs)
     said = (
         f"{loss.item():.4g} on random answers, where the mean over the {count} targets is {losses.mean():.4g}"
     )
@@ -289,7 +289,7 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
         yield Finding(
             "class-ignored",
             where,
-            f"targets of class {', '.join(case.model.labels[each] for each in unheard)} have no gradient",
+            f"targets of class {', '.join(str(names[each]) for each in unheard)} have no gradient",
             f"a label that does not count is {IGNORED}; do not give a class's number to ignore_index",
         )
     elif not _by_class(weights, batch):

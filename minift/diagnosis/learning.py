@@ -96,8 +96,8 @@ def _falls(optimizer: AdamW, **changes: float) -> float:
         rate, eps = changes.get("rate", group["lr"]), changes.get("eps", group["eps"])
         for each in group["params"]:
             if each.grad is not None:
-                g = np.abs(each.grad)
-                total += rate * float((g * g / (g + eps)).sum())
+                size = np.abs(np.asarray(each.grad))
+                total += rate * float((size * size / (size + eps)).sum())
     return total
 
 
