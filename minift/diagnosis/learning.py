@@ -89,15 +89,17 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
         )
 
 
-def _falls(optimizer: AdamW, **changes: float) -> float:
-    """By how much Adam's first step lowers the loss: each weight goes lr g / (|g| + eps), so lr g^2 / (|g| + eps)."""
+def _falls(optimizer: AdamW, rate: float = 0.0, eps: float = 0.0) -> float:
+    """By how much Adam's first step lowers the loss: each weight goes lr g / (|g| + eps), so lr g^2 / (|g| + eps).
+
+    With a rate or an eps in the place of the optimizer's, if given.
+    """
     total = 0.0
     for group in optimizer.param_groups:
-        rate, eps = changes.get("rate", group["lr"]), changes.get("eps", group["eps"])
         for each in group["params"]:
             if each.grad is not None:
                 size = np.abs(np.asarray(each.grad))
-                total += rate * float((size * size / (size + eps)).sum())
+                total += (rate or group["lr"]) * float((size * size / (size + (eps or group["eps"]))).sum())
     return total
 
 
