@@ -23,8 +23,8 @@ LONG = 1000
 
 
 def rate_is_sensible(case: Case) -> Iterator[Finding]:
-    """A step changes pre-trained weights by far less than they are, and a thousand steps change the loss by more than
-    nothing: Adam's first steps go `rate` in each direction, so the loss falls by rate |g|_1 (the 1-norm) in each.
+    """A step changes the weights of the body's layers by far less than they are, and a thousand steps change the loss
+    by more than nothing: Adam's first steps go `rate` in each direction, so the loss falls by rate |g|_1 in each.
 
     Rates as such say little: 0.1 is right for a soft prompt, 1e-4 for all weights. Before a warm-up, when the rate is
     0, nothing can be told.
@@ -33,12 +33,13 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
     highest = max(group["lr"] for group in optimizer.param_groups)
     if not highest > 0:
         return
-    own = set(head_parameters(case.model))
-    own |= set(case.model.method.inserted(case.model)) if case.model.method is not None else set()
+    body, method = case.model.body, case.model.method
+    inserted = set(method.inserted(case.model)) if method is not None else set()
+    below = {id(each) for module in [*body.foundation, *body.layers] for each in module.parameters()}
     pretrained = [
         each
         for path, each in case.trained.items()
-        if id(each) in case.held and path not in own and each.ndim > 1
+        if id(each) in case.held & below and path not in inserted and each.ndim > 1
     ]
     adapted = [
         each for _, each in case.model.named_modules() if isinstance(each, LoRALinear) and not each.merged

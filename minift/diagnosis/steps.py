@@ -83,7 +83,8 @@ def step_is_adamw(case: Case) -> Iterator[Finding]:
     """Three steps from empty moments, along invented gradients, come where the formula in NumPy comes.
 
     The gradients are of all sizes, so that it shows where eps stands; rates and decays are raised so that float32 shows
-    them, in the proportions that they have. The third step shortens the gradients to half their length.
+    them, the highest rate to 1e-2 and the others by more, in their order. At last a step
+    shortens the gradients to half their length.
     """
     optimizer, random = case.optimizer, np.random.default_rng(0)
     base = np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
@@ -95,7 +96,7 @@ def step_is_adamw(case: Case) -> Iterator[Finding]:
         optimizer.state.clear()
         highest = max(group["lr"] for group in optimizer.param_groups)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * group["lr"] / highest if highest else 1e-2
+            group["lr"] = 1e-2 * (group["lr"] / highest) ** 0.25 if highest else 1e-2
             group["weight_decay"] = 0.1 if group["weight_decay"] > 0 else 0.0
         stepped = [(each, group) for group in optimizer.param_groups for each in group["params"]]
         begun, seen = {}, {}
