@@ -1,14 +1,14 @@
 """Pre-training from nothing: nanoGPT's CPU run, minift and then PyTorch, on the same batches from the same weights.
 
-    python benchmarks/nanogpt.py
+    python benchmarks/nanogpt.py --seeds 1337 1338 1339
 
 tinyshakespeare by characters, the first 90 % to learn from: 4 layers, 4 heads, width 128, context 64, batch 12, 2000
 steps, dropout 0, AdamW (0.9, 0.99), decay 0.1 on matrices, clipping at 1.0, rate 1e-3 after 100 steps of warm-up, then
 along a cosine to 1e-4: what the README of github.com/karpathy/nanoGPT gives for a CPU, where it reports a validation
 loss of 1.88, estimated on 20 batches. Here the loss is over all of the validation part. Each side runs in a process of
 its own; both begin with the weights that minift draws, and see the same random blocks. PyTorch's model is written below
-as one would write it by hand, with its fused attention and its fused AdamW. A side that stands in --results is not
-run again.
+as one would write it by hand, with its fused attention and its fused AdamW. A seed draws the weights and the blocks.
+What stands in --results is not run again.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
 from data import SHARED_DATA
@@ -33,6 +34,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--data", type=Path, default=SHARED_DATA / "tinyshakespeare" / "input.txt")
     options.add_argument("--steps", type=int, default=2000)
+    options.add_argument("--seeds", type=int, nargs="+", default=[1337])
     options.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "nanogpt.json")
     options.add_argument(
         "--side", nargs=2, help=argparse.SUPPRESS
@@ -42,27 +44,26 @@ def main():
     if options.side:
         library, directory = options.side
         side = {"minift": run_minift, "torch": run_torch}[library]
-        print(json.dumps(side(Path(directory), text, options.steps)))
+        print(json.dumps(side(Path(directory), text, options.steps, options.seeds[0])))
         return
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    if results.get("steps") != options.steps:
-        results = {"steps": options.steps}
-    with tempfile.TemporaryDirectory() as directory:
-        new_model(text).save(directory)
-        for library in ("minift", "torch"):
-            if library not in results:
-                again = [sys.executable, __file__, "--data", options.data, "--steps", str(options.steps)]
-                command = [*again, "--side", library, directory]
-                child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                results[library] = json.loads(child.stdout)
-                options.results.write_text(json.dumps(results, indent=2) + "\n")
-            print(
-                library,
-                {name: value for name, value in results[library].items() if name != "sample"},
-                flush=True,
-            )
-    ratio = results["minift"]["seconds"] / results["torch"]["seconds"]
-    print(f"minift needs {ratio:.2f} of PyTorch's time\n\n{results['minift']['sample']}")
+    runs = [results.setdefault(f"{options.steps} steps, seed {seed}", {}) for seed in options.seeds]
+    for seed, run in zip(options.seeds, runs, strict=True):
+        with tempfile.TemporaryDirectory() as directory:
+            new_model(text, seed).save(directory)
+            for library in ("minift", "torch"):
+                if library not in run:
+                    again = [sys.executable, __file__, "--data", options.data, "--steps", str(options.steps)]
+                    command = [*again, "--seeds", str(seed), "--side", library, directory]
+                    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                    run[library] = json.loads(child.stdout)
+                    options.results.write_text(json.dumps(results, indent=2) + "\n")
+                said = {name: value for name, value in run[library].items() if name != "sample"}
+                print(seed, library, said, flush=True)
+    for library in ("minift", "torch"):
+        print(f"{library}: mean loss {mean(run[library]['validation_loss'] for run in runs):.4f}")
+    ratio = median(run["minift"]["seconds"] / run["torch"]["seconds"] for run in runs)
+    print(f"minift needs {ratio:.2f} of PyTorch's time\n\n{runs[0]['minift']['sample']}")
 
 
 # ---- What both sides share -----------------------------------------------------------------------
@@ -73,9 +74,9 @@ def parts_of(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
 
 
-def random_blocks(ids: np.ndarray, steps: int):
+def random_blocks(ids: np.ndarray, steps: int, seed: int):
     """For each step the tokens (B, context + 1) of B blocks that begin anywhere."""
-    generator = np.random.default_rng(1337)
+    generator = np.random.default_rng(seed)
     for _ in range(steps):
         starts = generator.integers(0, len(ids) - CONTEXT, BATCH)
         yield ids[starts[:, None] + np.arange(CONTEXT + 1)]
@@ -100,7 +101,7 @@ def rate_of(step: int, steps: int) -> float:
 # ---- minift --------------------------------------------------------------------------------------
 
 
-def new_model(text: str):
+def new_model(text: str, seed: int):
     """The model before its training. As in GPT-2, what each layer adds begins smaller, by the number of sums."""
     import minift
     from minift.models import MODELS
@@ -110,7 +111,7 @@ def new_model(text: str):
 
     shape = dict(layers=LAYERS, heads=HEADS, width=WIDTH, context=CONTEXT, tokens="characters")
     config = PretrainingConfig(Path("input.txt"), Path("."), **shape)
-    minift.manual_seed(1337)
+    minift.manual_seed(seed)
     tokenizer = learn_tokenizer([text], config)
     model = TextGeneration(MODELS["gpt2"], new_shape(config, tokenizer), None, tokenizer)
     initialize(dict(model.named_parameters()), 0.02)
@@ -120,7 +121,7 @@ def new_model(text: str):
     return model
 
 
-def run_minift(directory: Path, text: str, steps: int) -> dict:
+def run_minift(directory: Path, text: str, steps: int, seed: int) -> dict:
     import minift
     from minift.generation import Sampling
 
@@ -128,7 +129,7 @@ def run_minift(directory: Path, text: str, steps: int) -> dict:
     train, validation = parts_of(np.array(model.tokenizer.pieces(text)))
     optimizer = minift.AdamW(minift.decay_groups(model, DECAY), lr=RATE, betas=BETAS)
     seconds = 0.0
-    for step, blocks in enumerate(random_blocks(train, steps)):
+    for step, blocks in enumerate(random_blocks(train, steps, seed)):
         started = time.perf_counter()
         batch = model.pack(list(blocks), blocks)
         for group in optimizer.param_groups:
@@ -154,7 +155,7 @@ def mean_loss(losses: list[tuple[float, int]]) -> float:
 # ---- PyTorch -------------------------------------------------------------------------------------
 
 
-def run_torch(directory: Path, text: str, steps: int) -> dict:
+def run_torch(directory: Path, text: str, steps: int, seed: int) -> dict:
     import torch
     from safetensors.torch import load_file
     from torch.nn.functional import cross_entropy, gelu, layer_norm, linear, scaled_dot_product_attention
@@ -197,7 +198,7 @@ def run_torch(directory: Path, text: str, steps: int) -> dict:
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, fused=True)
     seconds = 0.0
-    for step, blocks in enumerate(random_blocks(train, steps)):
+    for step, blocks in enumerate(random_blocks(train, steps, seed)):
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate_of(step, steps)

@@ -100,9 +100,9 @@ has one line a run; what is not there yet is called missing, and the same comman
 Every number is the mean accuracy on {dev} dev sentences, with its 95 % interval over the seeds (Student's t); always
 saying the commoner label scores {majority:.3f}. A seed draws its own examples, as many of either class, and both sides
 of a comparison get the same ones. So differences are taken seed by seed, and one whose interval holds 0 tells nothing
-apart. Batches of 16, at least 100 steps (prompt tuning 300) and 3 epochs; the rates of fine-tuning, of the head alone
-and of the prompt are those of the methods' table (`make experiments`); from scratch trains at {scratch_rate}. With
-some twenty comparisons on this page, one whose interval misleads is to be expected.
+apart. Batches of 16, at least 100 steps (prompt tuning 300, from scratch 600) and 3 epochs; the rates of fine-tuning,
+of the head alone and of the prompt are those of the methods' table (`make experiments`); from scratch trains at
+{scratch_rate}. With some twenty comparisons on this page, one whose interval misleads is to be expected.
 """
 
 
