@@ -6,7 +6,7 @@ from importlib import metadata
 import numba
 import numpy as np
 from minift_kernels import OPERATIONS, gpu
-from minift_kernels.host import HAS_SGEMM
+from minift_kernels.host import BLAS
 
 from minift.device import gpu_name
 
@@ -29,7 +29,7 @@ def info() -> dict:
         "gpu": gpu_name() or f"none: {gpu.why_no_gpu()}",
         "device": f"cpu ({platform.machine()}, {platform.system()})",
         "threads": numba.get_num_threads(),
-        "blas": "NumPy's OpenBLAS, called from compiled loops" if HAS_SGEMM else "numpy.matmul",
+        "blas": f"{BLAS}, called from compiled loops" if BLAS else "numpy.matmul",
         "rungs": {name: ladder.choose(np.empty(0, np.float32)) for name, ladder in OPERATIONS.items()},
     }
 
