@@ -18,7 +18,7 @@ def describe(threads: int | None) -> dict:
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads or len(os.sched_getaffinity(0)),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": sys.version.split()[0],
     }
 

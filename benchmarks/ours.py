@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+from minift_kernels.host import BLAS
+
 import minift
 
 
@@ -61,4 +63,9 @@ def _freeze(model, layers: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {"minift": minift.__version__, "numpy": version("numpy"), "numba": version("numba")}
+    return {
+        "minift": minift.__version__,
+        "numpy": version("numpy"),
+        "numba": version("numba"),
+        "its products in": str(BLAS),
+    }
