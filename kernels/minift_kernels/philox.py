@@ -81,8 +81,11 @@ def philox_words(words, c0, c1, c2, c3, k0, k1):
 
 
 @inlined_as_written
-def drop(x, words, threshold, scale, y):
-    """y = x scale where the word is at least the threshold, else 0."""
+def drop(x, words, threshold, scale):
+    """x scale where the word is at least the threshold, else 0; in place.
+
+    (With a second array for the result, which may be x itself, a compiler asks at run time whether they overlap, and
+    where they do it takes one element at a time.)
+    """
     for i in range(len(x)):
-        scaled = x[i] * scale
-        y[i] = scaled if words[i] >= threshold else np.float32(0)
+        x[i] = x[i] * scale if words[i] >= threshold else np.float32(0)

@@ -103,7 +103,7 @@ def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, out, lo
     k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)  # (keys, D)
     block, padded = _block(len(q), len(k))
     score_buffer = np.empty((block, padded), np.float32)
-    words = np.empty(padded, np.uint32)
+    words = np.empty((padded + 31) // 32 * 32, np.uint32)  # 8 counters of 4 words fill a vector
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
         columns = _seen(end - 1, q, k, causal)
@@ -115,7 +115,7 @@ def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, out, lo
                 logsumexp[i] = _softmax(row, _seen(i, q, k, causal))
                 if mask[0] > 0:
                     _draw(words, q_segment[0] + i, n, mask)
-                    drop(row, words, mask[0], mask[1], row)
+                    drop(row, words, mask[0], mask[1])
             product(1, scores, v[:columns], 0, out[start:end])
 
 
@@ -148,7 +148,7 @@ def _backward_task(
     block, padded = _block(len(q), len(k))
     probability_buffer = np.zeros((block, padded), np.float32)
     dscore_buffer = np.zeros((block, padded), np.float32)
-    words = np.empty(padded, np.uint32)
+    words = np.empty((padded + 31) // 32 * 32, np.uint32)  # 8 counters of 4 words fill a vector
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
         columns = _seen(end - 1, q, k, causal)
@@ -162,10 +162,10 @@ def _backward_task(
                 _probabilities(p, logsumexp[i], _seen(i, q, k, causal))
                 if mask[0] > 0:  # out was (p * kept) v, so dp is kept * (dout v^T)
                     _draw(words, q_segment[0] + i, n, mask)
-                    drop(ds, words, mask[0], mask[1], ds)
+                    drop(ds, words, mask[0], mask[1])
                 _softmax_backward(ds, p, dout[i], out[i])
                 if mask[0] > 0:
-                    drop(p, words, mask[0], mask[1], p)
+                    drop(p, words, mask[0], mask[1])
             product(1, probabilities.T, dout[start:end], 1, dv[:columns])
             product(scale, dscores.T, q[start:end], 1, dk[:columns])
             product(scale, dscores, k[:columns], 0, dq[start:end])

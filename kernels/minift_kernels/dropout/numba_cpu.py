@@ -5,7 +5,7 @@ import numpy as np
 from numba import prange
 
 from minift_kernels.host import compiled, contiguous
-from minift_kernels.philox import drop, keep_scale, philox_words, word_threshold
+from minift_kernels.philox import keep_scale, philox_words, word_threshold
 
 _CHUNK = 4096
 """Elements drawn at a time: a power of 2, so that the counters of a chunk share their high word."""
@@ -29,4 +29,5 @@ def _forward(x, threshold, scale, key0, key1, y):
         philox_words(
             words, np.uint32(block), np.uint32(block >> np.uint64(32)), np.uint32(0), np.uint32(0), key0, key1
         )
-        drop(x[start:end], words, threshold, scale, y[start:end])
+        for i in range(start, end):
+            y[i] = x[i] * scale if words[i - start] >= threshold else np.float32(0)
