@@ -192,7 +192,7 @@ with host.single_threaded_blas():
     assert count() == 1
 matmul.forward(np.ones((9, 9), np.float32), np.ones((9, 9), np.float32))
 print(before == count())"""
-    if not minift_kernels.host.BLAS == "NumPy's OpenBLAS":
+    if minift_kernels.host.BLAS != "NumPy's OpenBLAS":
         pytest.skip("NumPy was not built on OpenBLAS, or MKL is there, which has one thread from the start")
     assert python(code).stdout == "True\n"
 
