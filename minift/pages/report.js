@@ -237,7 +237,7 @@ function showChanged() {
   if (!data.changed) return;
   const { count, of, examples } = data.changed;
   const labelled = examples.some((each) => each.expected);
-  byId("changed-note").textContent = `Of ${count} among ${data.metrics.before.examples > of ? `the first ${of}` : `the ${of}`} dev examples the model says something else now` +
+  byId("changed-note").textContent = `${count} of ${data.metrics.before.examples > of ? `the first ${of}` : `the ${of}`} dev examples ${count === 1 ? "gets" : "get"} another answer now` +
     (count > examples.length ? `; the ${examples.length} that changed most are shown.` : ".");
   byId("changed").replaceChildren(element("table", {},
     element("thead", {}, element("tr", {}, ...cells("th", ["text", ...(labelled ? ["right"] : []), "before", "after", ""]))),
