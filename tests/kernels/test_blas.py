@@ -11,7 +11,7 @@ import pytest
 PRODUCTS = """
 import json
 import numpy as np
-from minift_kernels import attention, matmul
+from minift_kernels import matmul
 from minift_kernels.host import BLAS
 
 random = np.random.default_rng(0)
@@ -48,6 +48,14 @@ def test_products_of_each(blas, compiled):
     assert found["blas"] == {"openblas": "NumPy's OpenBLAS", "mkl": "Intel's MKL"}[blas]
     assert found["error"] < 1e-6
     assert found["same"]
+
+
+def test_an_empty_wish_is_none():
+    code = "import os; os.environ['MINIFT_BLAS'] = ''; from minift_kernels import host; print(host.BLAS)"
+    assert (
+        run_with(None, code).stdout
+        == run_with(None, "from minift_kernels import host; print(host.BLAS)").stdout
+    )
 
 
 def test_one_that_does_not_exist():

@@ -103,7 +103,7 @@ def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, out, lo
     k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)  # (keys, D)
     block, padded = _block(len(q), len(k))
     score_buffer = np.empty((block, padded), np.float32)
-    words = np.empty((padded + 31) // 32 * 32, np.uint32)  # 8 counters of 4 words fill a vector
+    words = _words_for(padded)
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
         columns = _seen(end - 1, q, k, causal)
@@ -148,7 +148,7 @@ def _backward_task(
     block, padded = _block(len(q), len(k))
     probability_buffer = np.zeros((block, padded), np.float32)
     dscore_buffer = np.zeros((block, padded), np.float32)
-    words = np.empty((padded + 31) // 32 * 32, np.uint32)  # 8 counters of 4 words fill a vector
+    words = _words_for(padded)
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
         columns = _seen(end - 1, q, k, causal)
@@ -236,6 +236,12 @@ def _softmax_backward(ds, p, dout, out):
         dot += dout[d] * out[d]
     for j in range(len(p)):
         ds[j] = p[j] * (ds[j] - dot)
+
+
+@inlined
+def _words_for(columns):
+    """Room for a row's random words, 32 at a time: 8 counters of 4 words fill a vector, and a rest would not."""
+    return np.empty((columns + 31) // 32 * 32, np.uint32)
 
 
 @inlined
