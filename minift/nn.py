@@ -35,14 +35,16 @@ def skip_init() -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: Module) -> Iterator[None]:
-    """Inside this block the module is in evaluation mode and leaves no history; afterwards it is as before."""
-    was_training = module.training
+    """Inside this block the module is in evaluation mode and leaves no history; afterwards it is as before, and so is
+    each module inside it."""
+    modes = [(each, each.training) for _, each in module.named_modules()]
     module.eval()
     try:
         with no_grad():
             yield
     finally:
-        module.train(was_training)
+        for each, mode in modes:
+            each.training = mode
 
 
 class Parameter(Tensor):

@@ -181,3 +181,11 @@ def test_a_saved_model_predicts_the_same(model, tmp_path):
         parameter.data = parameter.data * 3
     model.save(tmp_path / "a")
     assert minift.load(tmp_path / "a").predict(TEXTS) == model.predict(TEXTS)
+
+
+def test_after_evaluating_each_module_is_in_its_own_mode():
+    layers = minift.nn.ModuleList([minift.nn.Dropout(0.1), minift.nn.Dropout(0.1)])
+    layers[0].eval()
+    with minift.nn.evaluating(layers):
+        assert not layers.training and not layers[1].training
+    assert layers.training and layers[1].training and not layers[0].training

@@ -11,9 +11,8 @@ import numpy as np
 from minift import ops, random
 from minift.data import Batch
 from minift.diagnosis.untouched import untouched
-from minift.history import no_grad
 from minift.models.attention import SelfAttention
-from minift.nn import Dropout, Module, Parameter
+from minift.nn import Dropout, Module, Parameter, evaluating
 from minift.optim import AdamW
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
@@ -97,17 +96,9 @@ class Case:
 
     # ---- Ways to run the model ----
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self):
         """In evaluation, and without a history; then as it was."""
-        modes = [(module, module.training) for _, module in self.model.named_modules()]
-        self.model.eval()
-        try:
-            with no_grad():
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        return evaluating(self.model)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

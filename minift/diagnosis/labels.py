@@ -189,12 +189,13 @@ def each_label_is_its_own(case: Case) -> Iterator[Finding]:
     """Where an output is a number of its own, a score or the logit of one of several labels, the gradient by it
     depends on its own label and on no other: change one label, and one place of the gradient changes."""
     few, model = case.few, case.model
-    if case.labels.dtype.kind != "f" or few.labels is None or case.answers(few).shape[0] != len(few):
+    shape = case.answers(few).shape
+    if case.labels.dtype.kind != "f" or few.labels is None or shape[0] != len(few):
         return
     changed = few.labels.copy()
     multi = model.problem_type == "multi_label_classification"
     changed.flat[0] = 1 - changed.flat[0] if multi else changed.flat[0] + 1
-    x = np.random.default_rng(0).standard_normal(case.answers(few).shape)
+    x = np.random.default_rng(0).standard_normal(shape)
     gradients = []
     with case.quiet(), case.untouched():
         for labels in (few.labels, changed):

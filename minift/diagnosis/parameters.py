@@ -65,9 +65,9 @@ def parameters_are_listed(case: Case) -> Iterator[Finding]:
             pairs = value.items() if isinstance(value, dict) else ()
             for key, each in pairs:
                 parts = each.parameters() if isinstance(each, Module) else [each]
-                unknown = [part for part in parts if isinstance(part, Parameter) and id(part) not in own]
-                if unknown:
-                    hidden[f"{path}.{name}[{key!r}]".lstrip(".")] = unknown
+                found = [part for part in parts if isinstance(part, Parameter) and id(part) not in own]
+                if found:
+                    hidden[f"{path}.{name}[{key!r}]".lstrip(".")] = found
     if not hidden:
         return
     unknown = [part for parts in hidden.values() for part in parts]

@@ -80,11 +80,11 @@ def _adamw(w, gradients, group, variant: str) -> list[np.ndarray]:
 
 
 def step_is_adamw(case: Case) -> Iterator[Finding]:
-    """Three steps from empty moments, along invented gradients, come where the formula in NumPy comes.
+    """Two steps from empty moments, along invented gradients, come where the formula in NumPy comes.
 
     The gradients are of all sizes, so that it shows where eps stands; rates and decays are raised so that float32 shows
-    them, the highest rate to 1e-2 and the others by more, in their order. At last a step
-    shortens the gradients to half their length.
+    them, the highest rate to 1e-2 and the others by more, in their order. Another step shortens the
+    gradients to half their length.
     """
     optimizer, random = case.optimizer, np.random.default_rng(0)
     base = np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
