@@ -21,7 +21,6 @@ RATES = {"lora": 5e-4, "ia3": 3e-2, "prompt": 3e-2, "prefix": 3e-2, "head": 1e-2
 """The methods' own rates; 1e-3 for the others. Of prompt and prefix a third of it: at 1e-1 the new head of a tiny
 DistilBERT or BERT dies in some steps (its ReLU, its tanh), and the doctor says so."""
 
-
 HEADS = {name: task.head for name, task in TASKS.items()}
 
 
