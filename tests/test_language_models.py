@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from minift_kernels import use_kernels
 from tiny import rows, write_tsv
 
 import minift
@@ -136,6 +137,16 @@ def test_only_the_rows_with_labels_are_computed(tmp_path):
     whole = model(batch).numpy()
     batch.labels[::2] = -100
     np.testing.assert_allclose(model(batch).numpy(), whole[1::2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rung", ["numba_cpu", "reference"])
+def test_gradients_lie_in_memory_as_their_weights_do(rung, tmp_path):
+    """So AdamW copies none of them, though GPT-2 keeps the transpose of what a linear layer multiplies with."""
+    model = make("gpt2", tmp_path)
+    [batch] = model.batches(Documents(write_documents(tmp_path / "texts.jsonl", ["the cat"])), 1)
+    with use_kernels(rung):
+        model.loss(model(batch), batch).backward()
+    assert [name for name, each in model.named_parameters() if not each.grad.flags.c_contiguous] == []
 
 
 @pytest.mark.parametrize("content", ["", " \n\n"])

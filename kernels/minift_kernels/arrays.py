@@ -18,6 +18,11 @@ def wide(x) -> Any:
     return x.astype(np.float32) if x is not None and x.dtype.name == "bfloat16" else x
 
 
+def lies_transposed(x) -> bool:
+    """Whether the matrix x is, in memory, the transpose of a contiguous one; not so for None."""
+    return x is not None and x.T.flags.c_contiguous and not x.flags.c_contiguous
+
+
 def erf(x):
     """erf(x) = 2/sqrt(pi) * integral of exp(-t^2) from 0 to x, by elements. NumPy itself has none."""
     if isinstance(x, np.ndarray):

@@ -11,12 +11,14 @@ largest value beside it)."""
 
 import os
 import shutil
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
 from minift_kernels import OPERATIONS as LADDERS
 from minift_kernels.ladder import family_of
+from minift_kernels.matmul.reference import linear_gradients
 
 INFINITY = float("inf")
 
@@ -36,10 +38,12 @@ def run_matmul(rung, a, b, bias=None, dc=None):
     if dc is not None:
         results |= {"da": rung.forward(dc, b.T), "db": rung.forward(a.T, dc), "dbias": rung.sum_rows(dc)}
         if hasattr(rung, "linear_backward"):
-            gradients = rung.linear_backward(dc, a, b.T, True)
-        else:  # matmul's own linear_backward makes these calls then
-            gradients = rung.forward(dc, b.T), rung.forward(dc.T, a), rung.sum_rows(dc)
-        results |= dict(zip(("dx", "dweight", "linear_dbias"), gradients, strict=True))
+            backward = rung.linear_backward
+        else:  # which matmul's own linear_backward calls then
+            backward = partial(linear_gradients, rung)
+        for layout, weight in (("", b.T.copy()), ("transposed_", b.T)):
+            dx, dweight, dbias = backward(dc, a, weight, True)
+            results |= {f"{layout}dx": dx, f"{layout}dweight": dweight, f"{layout}linear_dbias": dbias}
     return results
 
 

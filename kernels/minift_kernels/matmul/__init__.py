@@ -19,7 +19,7 @@ There is no backward of its own, since the gradients are products themselves:
     dbias = sum of the rows of dc       sum_rows(dc)
 
 A linear layer, y = x W^T + bias, needs all three of one dy. `linear_backward` asks for them at once, which lets
-a rung share them among its threads as it likes; for a rung without this function it makes the three calls.
+a rung share them among its threads as it likes; a rung without this function is called three times.
 """
 
 from minift_kernels.arrays import check_shape
@@ -61,6 +61,8 @@ def linear_backward(dy, x, weight, bias: bool):
     """dx (T, in), dweight (out, in) and dbias (out,) of y = x W^T + bias, from dy (T, out), x and W (out, in).
 
     None for a gradient that is not needed: dx where `weight` is None, dweight where `x` is, dbias unless `bias`.
+    dweight lies in memory as `weight` does: a checkpoint that holds W^T has its gradient in that order too, and
+    nobody copies it.
     """
     if weight is not None and weight.shape[:1] != dy.shape[1:]:
         raise ValueError(f"matmul: dy {dy.shape} and weight {weight.shape} do not fit")
@@ -69,6 +71,4 @@ def linear_backward(dy, x, weight, bias: bool):
     rung = ladder.rung(dy)
     if hasattr(rung, "linear_backward"):
         return rung.linear_backward(dy, x, weight, bias)
-    dx = None if weight is None else rung.forward(dy, weight, None)
-    dweight = None if x is None else rung.forward(dy.T, x, None)
-    return dx, dweight, rung.sum_rows(dy) if bias else None
+    return reference.linear_gradients(rung, dy, x, weight, bias)

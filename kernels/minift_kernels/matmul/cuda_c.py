@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from minift_kernels import gpu
-from minift_kernels.arrays import array_namespace
+from minift_kernels.arrays import array_namespace, lies_transposed
 
 HERE = Path(__file__).parent
 
@@ -64,7 +64,7 @@ def layout(x):
 
     A transposed view is a contiguous array seen otherwise: it is not copied.
     """
-    if x.T.flags.c_contiguous and not x.flags.c_contiguous:
+    if lies_transposed(x):
         return gpu.contiguous(x.T), (1, x.shape[0])
     return gpu.contiguous(x), (x.shape[1], 1)
 

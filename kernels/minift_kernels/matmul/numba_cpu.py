@@ -14,6 +14,7 @@ from math import gcd
 import numpy as np
 from numba import prange
 
+from minift_kernels.arrays import lies_transposed
 from minift_kernels.host import (
     HAS_SGEMM,
     NO_TRANSPOSE,
@@ -50,7 +51,7 @@ def forward(a, b, bias=None):
 
 def linear_backward(dy, x, weight, bias):
     if not HAS_SGEMM:
-        return reference.linear_backward(dy, x, weight, bias)
+        return reference.linear_gradients(reference, dy, x, weight, bias)
     dy = _layout(dy)
     products, dx, dweight, dbias = [], None, None, None
     if weight is not None:
@@ -59,8 +60,13 @@ def linear_backward(dy, x, weight, bias):
         products.append(_product(dy, weight, dx))
     if x is not None:
         x = _layout(x)
-        dweight = np.empty((dy.shape[1], x.shape[1]), np.float32)
-        products.append(_product(dy.T, x, dweight))
+        if lies_transposed(weight):
+            dweight = np.empty((x.shape[1], dy.shape[1]), np.float32)
+            products.append(_product(x.T, dy, dweight))
+            dweight = dweight.T
+        else:
+            dweight = np.empty((dy.shape[1], x.shape[1]), np.float32)
+            products.append(_product(dy.T, x, dweight))
     sums = _run(products, contiguous(dy) if bias else _NO_ROWS)
     dbias = sums.sum(axis=0) if bias else None
     return dx, dweight, dbias

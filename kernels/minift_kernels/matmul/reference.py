@@ -1,6 +1,6 @@
 """Rung 1, the formula. (Of bfloat16, NumPy's product is float32; cuBLAS adds up in float32 and then rounds.)"""
 
-from minift_kernels.arrays import wide
+from minift_kernels.arrays import lies_transposed, wide
 
 
 def forward(a, b, bias=None):
@@ -12,7 +12,13 @@ def sum_rows(x):
     return wide(x).sum(axis=0).astype(x.dtype, copy=False)
 
 
-def linear_backward(dy, x, weight, bias):
-    dx = None if weight is None else forward(dy, weight)
-    dweight = None if x is None else forward(dy.T, x)
-    return dx, dweight, sum_rows(dy) if bias else None
+def linear_gradients(rung, dy, x, weight, bias):
+    """The gradients of a linear layer, each by a call of `rung`."""
+    dx = None if weight is None else rung.forward(dy, weight)
+    if x is None:
+        dweight = None
+    elif lies_transposed(weight):
+        dweight = rung.forward(x.T, dy).T
+    else:
+        dweight = rung.forward(dy.T, x)
+    return dx, dweight, rung.sum_rows(dy) if bias else None
