@@ -33,6 +33,7 @@ lint: $(VENV)/dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/peers  ## minift and PyTorch in turn, in one run
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cpu.py
 
 bench-gpu: $(VENV)/peers  ## kernels and training steps on a GPU, against PyTorch, cuBLAS and the memory

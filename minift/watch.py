@@ -4,7 +4,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from minift.errors import InputError
 from minift.page import as_json
@@ -21,6 +20,9 @@ def watching(report: Report, port: int) -> Iterator[None]:
 
     Raises InputError where the port cannot be had.
     """
+    # Here and not above: few trainings are watched, and this takes a tenth of the time that importing minift takes.
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
     asked = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

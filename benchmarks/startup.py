@@ -1,0 +1,84 @@
+"""How long until minift works: what its import adds, and what the first run's compilation takes (`make bench`).
+
+    python benchmarks/startup.py                 # writes results/startup.md
+
+Import: fresh processes in turn, one that imports numpy and numba, one that also imports minift. Compilation: the same
+one-step pre-trainings of a BERT and a GPT-2, dropout included, first with an empty cache of compiled kernels, then with
+a full one.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from machine import describe
+
+RESULTS = Path(__file__).parent / "results" / "startup.md"
+IMPORTS = 11
+"""Fresh processes for each median."""
+ASKED_IMPORT, ASKED_COMPILATION = 0.2, 40.0
+"""At most so many seconds."""
+
+
+def main():
+    bare, whole = import_seconds()
+    with tempfile.TemporaryDirectory(prefix="minift-startup-") as folder:
+        first, second = (first_steps_seconds(Path(folder)) for _ in range(2))
+    machine = describe(None)
+    page = f"""# How long until minift works
+
+| | seconds | asked |
+|---|---|---|
+| importing numpy and numba, median of {IMPORTS} processes | {bare:.2f} | |
+| importing minift too | {whole:.2f} | |
+| what minift adds | **{whole - bare:.2f}** | {ASKED_IMPORT} |
+| one step of a new BERT and one of a new GPT-2, no kernel compiled yet | {first:.1f} | |
+| the same again | {second:.1f} | |
+| compiling the kernels, once | **{first - second:.1f}** | {ASKED_COMPILATION:.0f} |
+
+- Machine: {machine["processor"]}, {machine["cores"]} cores, {machine["memory"]}, {machine["system"]}.
+- Versions: Python {machine["python"]}, minift {version("minift")}, numpy {version("numpy")}, numba {version("numba")}.
+- Date: {machine["date"]}. Command: `python benchmarks/startup.py`.
+"""
+    RESULTS.write_text(page)
+    print(page)
+
+
+def import_seconds() -> tuple[float, float]:
+    """Median seconds of a process that imports numpy and numba, and of one that imports minift too."""
+    seconds = {"import numpy, numba": [], "import numpy, numba, minift": []}
+    for _ in range(IMPORTS + 1):
+        for code, taken in seconds.items():
+            taken.append(run(["-c", code], os.environ))
+    bare, whole = (statistics.median(taken[1:]) for taken in seconds.values())  # the first read the disk
+    return bare, whole
+
+
+def first_steps_seconds(folder: Path) -> float:
+    """Seconds of one training step each of a new BERT and a new GPT-2, whose kernels are cached in `folder`."""
+    text = folder / "text.txt"
+    text.write_text("To be, or not to be, that is the question. " * 6)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}
+    small = "--tokens characters --layers 1 --heads 2 --width 64 --dropout 0.1 --overwrite".split()
+    pretrain = ["-m", "minift", "pretrain", "--train", str(text), *small]
+    return sum(
+        run([*pretrain, "--out", str(folder / family), "--family", family], environment)
+        for family in ("bert", "gpt2")
+    )
+
+
+def run(arguments: list[str], environment) -> float:
+    """Seconds of a Python process that may keep its bytecode, as it may where nobody forbids it."""
+    environment = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], env=environment, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
