@@ -8,7 +8,7 @@ along a cosine to 1e-4: what the README of github.com/karpathy/nanoGPT gives for
 loss of 1.88, estimated on 20 batches. Here the loss is over all of the validation part. Each side runs in a process of
 its own; both begin with the weights that minift draws, and see the same random blocks. PyTorch's model is written below
 as one would write it by hand, with its fused attention and its fused AdamW. A seed draws the weights and the blocks.
-What stands in --results is not run again.
+What stands in --results is not run again on the same kind of machine.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from statistics import mean, median
 
 import numpy as np
 from data import SHARED_DATA
+from machine import describe
 
 BATCH, CONTEXT, LAYERS, HEADS, WIDTH = 12, 64, 4, 4, 128
 WARMUP, RATE, LOWEST_RATE, DECAY, BETAS, CLIPPING = 100, 1e-3, 1e-4, 0.1, (0.9, 0.99), 1.0
@@ -47,7 +48,9 @@ def main():
         print(json.dumps(side(Path(directory), text, options.steps, options.seeds[0])))
         return
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    runs = [results.setdefault(f"{options.steps} steps, seed {seed}", {}) for seed in options.seeds]
+    machine = describe(None)
+    kind = f"{machine['processor']}, {machine['threads']} threads"
+    runs = [results.setdefault(f"{options.steps} steps, seed {seed}, {kind}", {}) for seed in options.seeds]
     for seed, run in zip(options.seeds, runs, strict=True):
         with tempfile.TemporaryDirectory() as directory:
             new_model(text, seed).save(directory)
