@@ -101,7 +101,7 @@ def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, out, lo
     logsumexp = logsumexp[n, q_segment[0] : q_segment[1]]  # (queries,)
     q, out = _head(q, q_segment, n, size), _head(out, q_segment, n, size)  # (queries, D)
     k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)  # (keys, D)
-    block, padded = _block(len(q), len(k))
+    block, padded = _block(len(q), len(k), causal)
     score_buffer = np.empty((block, padded), np.float32)
     words = _words_for(padded)
     for start in range(0, len(q), block):
@@ -145,7 +145,7 @@ def _backward_task(
     out, dout = _head(out, q_segment, n, size), _head(dout, q_segment, n, size)
     k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)
     dk, dv = _head(dk, k_segment, m, size), _head(dv, k_segment, m, size)
-    block, padded = _block(len(q), len(k))
+    block, padded = _block(len(q), len(k), causal)
     probability_buffer = np.zeros((block, padded), np.float32)
     dscore_buffer = np.zeros((block, padded), np.float32)
     words = _words_for(padded)
@@ -178,10 +178,16 @@ def _head(x, segment, n, size):
 
 
 @inlined
-def _block(queries, keys):
-    """How many queries make a block, and a row length without a remainder that would not vectorise."""
+def _block(queries, keys, causal):
+    """How many queries make a block, and a row length without a remainder that would not vectorise.
+
+    All queries of a block are multiplied with the keys that its last one sees. Where the others see fewer, a
+    large block computes much in vain, and a small one makes many small products."""
     padded = max(8, (keys + 7) // 8 * 8)
-    return max(1, min(queries, max(8, _SCORES // padded))), padded
+    block = max(8, _SCORES // padded)
+    if causal:
+        block = min(block, max(16, min(32, queries // 4)))
+    return max(1, min(queries, block)), padded
 
 
 @inlined
