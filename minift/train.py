@@ -167,13 +167,7 @@ def finetune(
     options = _options(config, train_set)
     progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
     if progress is None:
-        for name in (METRICS, REPORT):
-            (config.out / name).unlink(missing_ok=True)
-        training_state.forget(config.out)
-        progress = training_state.Progress()
-        if dev_set is not None:
-            progress.before, predictions = examine(model, dev_set, config.batch_size)
-            progress.judged = report.judged(progress.before, predictions)
+        progress = _start_anew(config, model, dev_set, report)
     report.before = progress.judged
     schedule.set_step(progress.step)
 
@@ -193,42 +187,21 @@ def finetune(
             for batch in model.batches(
                 train_set, config.batch_size, seed=config.seed, epoch=epoch, start=start
             ):
-                started = time.perf_counter()
-                rate = optimizer.param_groups[0]["lr"]
-                calls_before = random.default_generator.calls
-                loss = model.loss(model(batch), batch)
-                loss.backward()
-                # Only here does Python wait for a GPU: it has been told all of the step but the update.
-                loss_value = loss.item()
-                if not math.isfinite(loss_value):
-                    _explain(model, batch, progress.step + 1, loss_value, calls_before)
-                with movement.measuring(progress.step + 1) as measured:
-                    grad_norm = optimizer.step(config.max_grad_norm)
-                schedule.step()
-                optimizer.zero_grad()
-                seconds = time.perf_counter() - started
-
                 progress.step += 1
+                line = {"step": progress.step, "epoch": epoch + 1}
+                line |= _step(model, batch, optimizer, movement, progress.step, config.max_grad_norm)
+                schedule.step()
+
                 progress.tokens += batch.tokens
                 progress.truncated += batch.truncated
-                progress.seconds += seconds
-                line = {
-                    "step": progress.step,
-                    "epoch": epoch + 1,
-                    "loss": loss_value,
-                    "learning_rate": rate,
-                    "grad_norm": grad_norm,
-                    "tokens": batch.tokens,
-                    "seconds": round(seconds, 6),
-                    **measured,
-                }
+                progress.seconds += line["seconds"]
                 for listen in listeners:
                     listen(line)
                 log.write(json.dumps(line).encode() + b"\n")
                 log.flush()
                 progress.log_bytes = log.tell()
                 speed = progress.tokens / progress.seconds
-                postfix = f"loss {loss_value:.3f}, rate {rate:.1e}, {speed:,.0f} tokens/s"
+                postfix = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.1e}, {speed:,.0f} tokens/s"
                 bar.set_postfix_str(postfix, refresh=False)  # update() draws, ten times a second at most
                 bar.update()
                 if config.save_every and progress.step % config.save_every == 0:
@@ -256,6 +229,51 @@ def finetune(
         checkpoint.write_json(config.out / METRICS, metrics)
         training_state.forget(config.out)
     return metrics
+
+
+def _start_anew(
+    config: TrainingConfig, model: TaskModel, dev_set: Examples | None, report: Report
+) -> training_state.Progress:
+    """A training of no steps, its model judged as it is; what an earlier run left in the directory is removed."""
+    for name in (METRICS, REPORT):
+        (config.out / name).unlink(missing_ok=True)
+    training_state.forget(config.out)
+    progress = training_state.Progress()
+    if dev_set is not None:
+        progress.before, predictions = examine(model, dev_set, config.batch_size)
+        progress.judged = report.judged(progress.before, predictions)
+    return progress
+
+
+def _step(
+    model: TaskModel,
+    batch: Batch,
+    optimizer: AdamW,
+    movement: Movement,
+    number: int,
+    max_grad_norm: float,
+) -> dict:
+    """Training step `number`: forward, backward, update. Returns what the log says of it."""
+    started = time.perf_counter()
+    rate = optimizer.param_groups[0]["lr"]
+    calls_before = random.default_generator.calls
+    loss = model.loss(model(batch), batch)
+    loss.backward()
+    # Only here does Python wait for a GPU: it has been told all of the step but the update.
+    loss_value = loss.item()
+    if not math.isfinite(loss_value):
+        _explain(model, batch, number, loss_value, calls_before)
+    with movement.measuring(number) as measured:
+        grad_norm = optimizer.step(max_grad_norm)
+    optimizer.zero_grad()
+    return {
+        "loss": loss_value,
+        "learning_rate": rate,
+        "grad_norm": grad_norm,
+        "tokens": batch.tokens,
+        "seconds": round(time.perf_counter() - started, 6),
+        **measured,
+    }
 
 
 def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_before: int) -> NoReturn:
