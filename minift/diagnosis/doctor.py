@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minift.data import Batch
-from minift.diagnosis import dealt, formulas, gradients, labels, learning, parameters, steps, texts
+from minift.diagnosis import dealt, formulas, gradients, labels, learning, loss, parameters, steps, texts
 from minift.diagnosis.case import Case
 from minift.diagnosis.finding import Finding
 from minift.diagnosis.untouched import move_to_cpu, untouched
@@ -74,9 +74,9 @@ CHECKS = [
         texts.texts_are_independent,
         (*CHANCE, "wrong-positions", "attention-across-texts", "wrong-normalisation", "wrong-softmax-axis"),
     ),
-    Check(labels.outputs_are_logits, NO_LOSS),
-    Check(labels.each_label_is_its_own, NO_LOSS),
-    Check(labels.loss_is_the_mean, (*NO_LOSS, "loss-across-texts", "labels-compete")),
+    Check(loss.outputs_are_logits, NO_LOSS),
+    Check(loss.each_label_is_its_own, NO_LOSS),
+    Check(loss.loss_is_the_mean, (*NO_LOSS, "loss-across-texts", "labels-compete")),
     Check(dealt.labels_belong_to_texts, (*NO_LOSS, *FORWARD, *LOSS, *CHANCE)),
     Check(gradients.gradients_arrive, NO_LOSS),
     Check(gradients.backwards_are_right, NO_LOSS),
