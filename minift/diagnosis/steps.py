@@ -1,12 +1,14 @@
 """The optimizer's step: that it is AdamW's, that what is trained moves and what is frozen does not."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from minift.diagnosis.case import Case, differ
 from minift.diagnosis.finding import Finding, some
 from minift.nn import Parameter
+from minift.optim import AdamW
 
 SMALL_EPS = 1e-8
 """AdamW's usual one."""
@@ -86,88 +88,111 @@ def step_is_adamw(case: Case) -> Iterator[Finding]:
     them, the highest rate to 1e-2 and the others by more, in their order. Another step shortens the
     gradients to half their length.
     """
-    optimizer, random = case.optimizer, np.random.default_rng(0)
-    base = np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
-    worst: dict[str, bool] = dict.fromkeys(VARIANTS, True)
-    scaled: list[float] = []
-    clipped_right = True
-    where = ""
+    where = f"{type(case.optimizer).__name__}.step"
     with case.untouched():
-        optimizer.state.clear()
-        highest = max(group["lr"] for group in optimizer.param_groups)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * (group["lr"] / highest) ** 0.25 if highest else 1e-2
-            group["weight_decay"] = 0.1 if group["weight_decay"] > 0 else 0.0
-        stepped = [(each, group) for group in optimizer.param_groups for each in group["params"]]
-        begun, seen = {}, {}
-        for turn in range(2):
-            for number, (each, _) in enumerate(stepped):
-                if turn == 0:
-                    begun[id(each)] = _sample(each.data)
-                each.grad = np.resize(np.roll(base, 7 * number + 31 * turn), each.shape).astype(
-                    each.data.dtype
-                )
-                seen.setdefault(id(each), []).append((_sample(each.grad), None))
-            optimizer.step()
-            for each, _ in stepped:
-                gradient, _ = seen[id(each)][turn]
-                seen[id(each)][turn] = (gradient, _sample(each.data))
-        for each, group in stepped:
-            gradients, after = zip(*seen[id(each)], strict=True)
-            if group["lr"] == 0:
-                continue
-            w = begun[id(each)]
-            for variant in VARIANTS:
-                expected = _adamw(w, gradients, group, variant)
-                right = all(not differ(a - w, e - w, 5e-4) for a, e in zip(after, expected, strict=True))
-                worst[variant] = worst[variant] and right
-                if variant == "" and not right:
-                    where = where or _path(case, each)
-                    moved = expected[0] - w
-                    scaled.append(float((after[0] - w) @ moved / (moved @ moved)))
-        if worst[""]:
-            clipped_right = _clips(case, stepped, base)
-    if worst[""] and clipped_right:
-        return
-    fitting = [variant for variant, right in worst.items() if right and variant]
-    if fitting and VARIANTS[fitting[0]] == "missing-bias-correction":
+        walks = _two_steps(case.optimizer)
+        fitting = [variant for variant in VARIANTS if all(walk.follows(variant) for walk in walks)]
+        if "" not in fitting:
+            said = VARIANTS[fitting[0]] if fitting else _how_far(case, walks)
+        elif not _clips(case):
+            said = "max_grad_norm does not shorten the gradients to that length"
+        else:
+            return
+    if said == "missing-bias-correction":
         yield Finding(
             "missing-bias-correction",
-            f"{type(optimizer).__name__}.step",
+            where,
             "the first steps are those of moments that are not divided by 1 - b^t",
             "divide m by 1 - b1^t and v by 1 - b2^t, t = 1 in the first step",
         )
         return
-    said = VARIANTS[fitting[0]] if fitting else (
-        "max_grad_norm does not shorten the gradients to that length" if worst[""] else
-        f"in {where} the first step is {scaled[0]:.3g} times the formula's, along its direction"
-    )  # fmt: skip
     yield Finding(
         "wrong-update",
-        f"{type(optimizer).__name__}.step",
+        where,
         said,
         "w = w - lr weight_decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), lr and the rest of the group",
     )
 
 
-def _clips(case: Case, stepped, base: np.ndarray) -> bool:
+@dataclass(frozen=True)
+class Walk:
+    """What some steps did to one parameter; of all arrays a sample."""
+
+    parameter: Parameter
+    group: dict
+    start: np.ndarray
+    gradients: list[np.ndarray]
+    """In each step."""
+    after: list[np.ndarray]
+    """Each step."""
+
+    def follows(self, variant: str) -> bool:
+        """Whether it went where an AdamW goes that is wrong in this way; a rate of 0 says nothing."""
+        expected = _adamw(self.start, self.gradients, self.group, variant)
+        return self.group["lr"] == 0 or not any(
+            differ(a - self.start, e - self.start, 5e-4) for a, e in zip(self.after, expected, strict=True)
+        )
+
+
+def _two_steps(optimizer: AdamW) -> list[Walk]:
+    """Take them, with raised rates and decays, which the caller puts back."""
+    optimizer.state.clear()
+    highest = max(group["lr"] for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2 * (group["lr"] / highest) ** 0.25 if highest else 1e-2
+        group["weight_decay"] = 0.1 if group["weight_decay"] > 0 else 0.0
+    walks = [
+        Walk(each, group, _sample(each.data), [], [])
+        for group in optimizer.param_groups
+        for each in group["params"]
+    ]
+    for turn in range(2):
+        for number, walk in enumerate(walks):
+            walk.parameter.grad = _invented_gradient(walk.parameter, 7 * number + 31 * turn)
+            walk.gradients.append(_sample(walk.parameter.grad))
+        optimizer.step()
+        for walk in walks:
+            walk.after.append(_sample(walk.parameter.data))
+    return walks
+
+
+def _invented_gradient(parameter: Parameter, shift: int) -> np.ndarray:
+    """From 1e-6 to 1, up and down; another one for each shift."""
+    random = np.random.default_rng(0)
+    base = np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
+    return np.resize(np.roll(base, shift), parameter.shape).astype(parameter.dtype)
+
+
+def _how_far(case: Case, walks: list[Walk]) -> str:
+    wrong = next(walk for walk in walks if not walk.follows(""))
+    [right, _] = _adamw(wrong.start, wrong.gradients, wrong.group, "")
+    went, expected = wrong.after[0] - wrong.start, right - wrong.start
+    scale = float(went @ expected / (expected @ expected))
+    return f"in {_path(case, wrong.parameter)} the first step is {scale:.3g} times the formula's, along its direction"
+
+
+def _clips(case: Case) -> bool:
     """Whether a first step with max_grad_norm is the one of gradients that were shortened before."""
     optimizer = case.optimizer
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     after = []
     for shortened in (True, False):
         with case.untouched():
             optimizer.state.clear()
-            for number, (each, group) in enumerate(stepped):
-                each.grad = 1e-6 * np.resize(np.roll(base, 7 * number), each.shape).astype(each.data.dtype)
+            for group in optimizer.param_groups:
                 group["eps"] = 1e-8
-            length = np.sqrt(sum(float(np.square(each.grad, dtype=np.float64).sum()) for each, _ in stepped))
+            for number, each in enumerate(parameters):
+                each.grad = _invented_gradient(each, 7 * number) * np.asarray(1e-6, each.dtype)
             if shortened:
-                for each, _ in stepped:
-                    each.grad = each.grad * np.asarray(0.5, each.grad.dtype)
+                for each in parameters:
+                    each.grad = each.grad * np.asarray(0.5, each.dtype)
                 optimizer.step()
             else:
+                length = np.sqrt(
+                    sum(float(np.square(each.grad, dtype=np.float64).sum()) for each in parameters)
+                )
                 optimizer.step(float(0.5 * length + 0.5e-6))
-            after.append(np.concatenate([_sample(each.data) for each, _ in stepped]))
+            after.append(np.concatenate([_sample(each.data) for each in parameters]))
     return not differ(after[0], after[1])
 
 
