@@ -64,6 +64,7 @@ class Ladder:
         self.operation = operation
         self.rungs = rungs
         self.on_gpu = on_gpu
+        self._defaults: dict[tuple, str] = {}
 
     def rung(self, x) -> Any:
         """The object whose functions run on arrays like `x`. Raises RungError, as `choose` does."""
@@ -92,6 +93,12 @@ class Ladder:
 
     def default(self, x) -> str:
         """The name of the rung that runs on `x` where nobody wished for another: the fastest taker."""
+        kind = (type(x), x.dtype, gpu.tf32_is_allowed())
+        if kind not in self._defaults:  # a step of a small model asks hundreds of times
+            self._defaults[kind] = self._fastest_taker(x)
+        return self._defaults[kind]
+
+    def _fastest_taker(self, x) -> str:
         on_cpu = isinstance(x, np.ndarray)
         families = (
             ("numba_cpu", "reference") if on_cpu else (self.on_gpu, "cuda_c", "numba_cuda", "reference")
@@ -111,7 +118,7 @@ class Ladder:
         return rungs[-1] if rungs else None
 
 
-@cache  # a step of a small model asks hundreds of times
+@cache
 def family_of(rung: str) -> str | None:
     """The family that a rung of this name belongs to; None for a name that can be no rung."""
     return next((name for name in FAMILIES if rung == name or rung.startswith(f"{name}_")), None)
