@@ -8,7 +8,6 @@ dropout, batches padded to their own longest text, the model's own tokenizer.
 
 import json
 import math
-import random
 import sys
 import time
 from pathlib import Path
@@ -46,12 +45,11 @@ def learn(model, tokenizer, features: list[dict], order: dict) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=order["learning_rate"], weight_decay=0.01)
     steps = order["epochs"] * math.ceil(len(features) / order["batch_size"])
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    shuffler = random.Random(order["seed"])
     model.train()
     for epoch in range(order["epochs"]):
-        for number, batch in enumerate(
-            chunks(shuffler.sample(features, len(features)), order["batch_size"]), 1
-        ):
+        rows = np.random.Generator(np.random.PCG64([order["seed"], epoch])).permutation(len(features))
+        shuffled = [features[row] for row in rows]  # in minift's order: see `shuffled` in minift/data.py
+        for number, batch in enumerate(chunks(shuffled, order["batch_size"]), 1):
             loss = model(**collate(tokenizer, batch)).loss
             loss.backward()
             clip_grad_norm_(model.parameters(), 1.0)

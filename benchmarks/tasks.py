@@ -21,7 +21,9 @@ from task_data import RECIPES, Recipe, scores, write_split
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = {"minift": "task_ours.py", "transformers": "task_peer.py"}
-SETTINGS = ("library", "task", "seed", "data", "epochs", "batch_size", "learning_rate", "max_length", "model")
+SETTINGS = (
+    "library", "task", "seed", "data", "epochs", "batch_size", "learning_rate", "max_length", "model", "order",
+)  # fmt: skip
 """What makes two runs the same run: one line of the results for each."""
 
 
@@ -53,7 +55,8 @@ def settings_of(library: str, task: str, seed: int, digest: str, options) -> tup
     """The values of SETTINGS."""
     recipe = RECIPES[task]
     rates = (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.max_length)
-    return (library, task, seed, digest, *rates, options.model.name if options.model else "minilm")
+    model = options.model.name if options.model else "minilm"
+    return (library, task, seed, digest, *rates, model, "shared")
 
 
 def run(settings: tuple, split, options) -> dict:

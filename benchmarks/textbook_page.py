@@ -155,6 +155,8 @@ def section(part: str, results: list[dict], wanted: list[dict]) -> tuple[str, li
     cells = cells_of(results)
     all_cells = list(cells_of([{"run": run, "accuracy": None} for run in wanted]))
     compared = [(each, differences_of(each, cells)) for each in comparisons(part, all_cells)]
+    if all(judge(differences) == "missing" for _, differences in compared):
+        return "not measured yet", [f"Not measured yet: {len(results)} of {len(wanted)} runs are done."]
     lines = [f"Runs so far: {len(results)} of {len(wanted)}.", "", *table(part, all_cells, cells), ""]
     lines += [
         f"| {CLAIMS[part].about} | the claim's difference | of seeds | found |",

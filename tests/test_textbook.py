@@ -104,6 +104,10 @@ def test_the_page(textbook, data_folder, tiny, tmp_path):
     assert "Runs so far: 50 of 60." in text
     # Frozen is .8 but for the noise, whose five values 0, .01, ... .04 have the mean .02 and the deviation .0158.
     assert "0.820 ± 0.020" in text
+    few_runs = found | {"scratch": found["scratch"][:4]}
+    textbook.write_page(few_runs, wanted, data, page)
+    assert "Not measured yet: 4 of 60 runs are done." in page.read_text()
+    textbook.write_page(found, wanted, data, page)
     picture = (tmp_path / "figures" / "05.svg").read_text()
     textbook.write_page(found, wanted, data, page)
     assert (tmp_path / "figures" / "05.svg").read_text() == picture and picture.rstrip().endswith("</svg>")
