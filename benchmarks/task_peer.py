@@ -47,9 +47,8 @@ def learn(model, tokenizer, features: list[dict], order: dict) -> None:
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
     model.train()
     for epoch in range(order["epochs"]):
-        rows = np.random.Generator(np.random.PCG64([order["seed"], epoch])).permutation(len(features))
-        shuffled = [features[row] for row in rows]  # in minift's order: see `shuffled` in minift/data.py
-        for number, batch in enumerate(chunks(shuffled, order["batch_size"]), 1):
+        rows = shuffled(len(features), order["seed"], epoch)
+        for number, batch in enumerate(chunks([features[row] for row in rows], order["batch_size"]), 1):
             loss = model(**collate(tokenizer, batch)).loss
             loss.backward()
             clip_grad_norm_(model.parameters(), 1.0)
@@ -58,6 +57,12 @@ def learn(model, tokenizer, features: list[dict], order: dict) -> None:
             optimizer.zero_grad()
             if number % 50 == 0:
                 print(f"transformers epoch {epoch + 1} step {number} loss {loss.item():.3f}", flush=True)
+
+
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order that minift.data's function of this name gives. Written again, for to import minift would set up the
+    threads and the memory of a process that is to be PyTorch's own; a test holds the two equal."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
 
 
 def predict(model, tokenizer, features: list[dict]) -> list[tuple[np.ndarray, ...]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import CONFIG, make_model
 
+from minift.data import shuffled
+
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
@@ -41,3 +43,14 @@ def test_every_task_on_both_sides_and_no_run_twice(model, shared_data, tmp_path)
     for line in lines:
         assert all(-1 <= value <= 1 for value in line["metrics"].values()) and line["seconds"] > 0
     assert printed.count("minift - transformers: ") == 6  # accuracy; f1; exact match, f1; Pearson, Spearman
+
+
+def test_both_libraries_take_the_texts_in_one_order(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import task_peer
+
+    orders = {
+        (seed, epoch): task_peer.shuffled(50, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)
+    }
+    assert orders == {(seed, epoch): shuffled(50, seed, epoch).tolist() for seed, epoch in orders}
+    assert len({tuple(order) for order in orders.values()}) == 4
