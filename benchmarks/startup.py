@@ -7,6 +7,7 @@ one-step pre-trainings of a BERT and a GPT-2, dropout included, first with an em
 a full one.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import runs
 from machine import describe
 
 RESULTS = Path(__file__).parent / "results" / "startup.md"
@@ -26,6 +28,9 @@ ASKED_IMPORT, ASKED_COMPILATION = 0.2, 40.0
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     bare, whole = import_seconds()
     with tempfile.TemporaryDirectory(prefix="minift-startup-") as folder:
         first, second = (first_steps_seconds(Path(folder)) for _ in range(2))
@@ -45,7 +50,7 @@ def main():
 - Versions: Python {machine["python"]}, minift {version("minift")}, numpy {version("numpy")}, numba {version("numba")}.
 - Date: {machine["date"]}. Command: `python benchmarks/startup.py`.
 """
-    RESULTS.write_text(page)
+    runs.write_text(RESULTS, page)
     print(page)
 
 

@@ -20,7 +20,7 @@ def watching(report: Report, port: int) -> Iterator[None]:
 
     Raises InputError where the port cannot be had.
     """
-    # Here and not above: few trainings are watched, and this takes a tenth of the time that importing minift takes.
+    # Here and not above: few trainings are watched, and all others would import HTTP and TLS for nothing.
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     asked = threading.Event()
