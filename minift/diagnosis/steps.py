@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -157,10 +158,15 @@ def _two_steps(optimizer: AdamW) -> list[Walk]:
 
 
 def _invented_gradient(parameter: Parameter, shift: int) -> np.ndarray:
-    """From 1e-6 to 1, up and down; another one for each shift."""
+    """Another one for each shift."""
+    return np.resize(np.roll(_invented_numbers(), shift), parameter.shape).astype(parameter.dtype)
+
+
+@cache
+def _invented_numbers() -> np.ndarray:
+    """Of all sizes from 1e-6 to 1, up and down."""
     random = np.random.default_rng(0)
-    base = np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
-    return np.resize(np.roll(base, shift), parameter.shape).astype(parameter.dtype)
+    return np.exp(random.uniform(np.log(1e-6), 0, 4096)) * random.choice([-1, 1], 4096)
 
 
 def _how_far(case: Case, walks: list[Walk]) -> str:
