@@ -95,7 +95,7 @@ INTRODUCTION = """
 
 Four rules that every course on fine-tuning teaches, each tried on {data} with `minilm`, a BERT of 22.7 million
 parameters. This page is written by `python benchmarks/textbook.py` from `benchmarks/results/textbook.jsonl`, which
-has one line a run; what is not there yet is called missing, and the same command goes on with it.
+has one line a run; what it has not measured yet it says, and the same command goes on with it.
 
 Every number is the mean accuracy on {dev} dev sentences, with its 95 % interval over the seeds (Student's t); always
 saying the commoner label scores {majority:.3f}. A seed draws its own examples, as many of either class, and both sides
