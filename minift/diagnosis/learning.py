@@ -1,6 +1,7 @@
 """Whether it can learn: the rate, the loss at the start, one batch learned by heart."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from minift.diagnosis.finding import Finding
 from minift.diagnosis.labels import IGNORED
 from minift.methods.lora import LoRALinear
 from minift.methods.method import LANGUAGE_MODELS, head_parameters
-from minift.nn import Linear
+from minift.nn import Linear, Parameter
 from minift.optim import AdamW
 
 HIGHEST_RATIO = 0.2
@@ -22,6 +23,19 @@ LONG = 1000
 """In how many steps a rate is to lead somewhere."""
 
 
+class Trial(NamedTuple):
+    """What the optimizer's first steps do."""
+
+    losses: list[float]
+    """On one batch: before the first step, the second, ..."""
+    ratios: list[float]
+    """How large the first step is, in units of each pre-trained matrix that it changes."""
+    falls: float
+    """By how much the first step lowers the loss, as far as its slope tells."""
+    could_fall: float
+    """The same at the rate 1e-3."""
+
+
 def rate_is_sensible(case: Case) -> Iterator[Finding]:
     """A step changes the weights of the body's layers by far less than they are, and a thousand steps change the loss
     by more than nothing: Adam's first steps go `rate` in each direction, so the loss falls by rate |g|_1 in each.
@@ -29,49 +43,15 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
     Rates as such say little: 0.1 is right for a soft prompt, 1e-4 for all weights. Before a warm-up, when the rate is
     0, nothing can be told.
     """
-    optimizer = case.optimizer
-    highest = max(group["lr"] for group in optimizer.param_groups)
+    highest = max(group["lr"] for group in case.optimizer.param_groups)
     if not highest > 0:
         return
-    body, method = case.model.body, case.model.method
-    inserted = set(method.inserted(case.model)) if method is not None else set()
-    below = {id(each) for module in [*body.foundation, *body.layers] for each in module.parameters()}
-    pretrained = [
-        each
-        for path, each in case.trained.items()
-        if id(each) in case.held & below and path not in inserted and each.ndim > 1
-    ]
-    adapted = [
-        each for _, each in case.model.named_modules() if isinstance(each, LoRALinear) and not each.merged
-    ]
     with case.untouched(), case.quiet():
-        losses, ratios, falls, could = [], [], 0.0, 0.0
-        optimizer.state.clear()
-        for turn in range(TURNS):
-            for each in case.parameters.values():
-                each.grad = None
-            loss = case.loss(case.batch)
-            losses.append(loss.item())
-            if not loss.requires_grad:
-                return
-            loss.backward()
-            if turn > 0:
-                optimizer.step(1.0)
-                continue
-            falls, could = _falls(optimizer), _falls(optimizer, rate=1e-3, eps=1e-8)
-            moving = [
-                (each, np.abs(each.grad).sum(axis=1) > 0) for each in pretrained if each.grad is not None
-            ]
-            before = [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
-            optimizer.step(1.0)
-            after = [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
-            sizes = [*before[: len(moving)], *(each.weight.data for each in adapted)]
-            ratios = [
-                float(np.linalg.norm(b - a) / np.linalg.norm(size))
-                for a, b, size in zip(before, after, sizes, strict=True)
-                if size.any()
-            ]
-    ratio = float(np.median(ratios)) if ratios else 0.0
+        trial = _trial(case)
+    if trial is None:
+        return
+    losses = trial.losses
+    ratio = float(np.median(trial.ratios)) if trial.ratios else 0.0
     exploded = not np.isfinite(losses).all() or min(losses[2:]) > 2 * max(losses[0], guess(case))
     if ratio > HIGHEST_RATIO or exploded:
         yield Finding(
@@ -81,13 +61,69 @@ def rate_is_sensible(case: Case) -> Iterator[Finding]:
             f"batch goes {' '.join(f'{loss:.3g}' for loss in losses)}",
             "try a hundredth; minift find-lr looks for a rate",
         )
-    elif LONG * falls < 0.01 * losses[0] < LONG * could:
+    elif LONG * trial.falls < 0.01 * losses[0] < LONG * trial.could_fall:
         yield Finding(
             "rate-too-low",
             f"lr {highest:g}",
-            f"the loss is {losses[0]:.3g}, and {LONG} steps would lower it by some {LONG * falls:.1g}",
+            f"the loss is {losses[0]:.3g}, and {LONG} steps would lower it by some {LONG * trial.falls:.1g}",
             "try a thousand times as much; minift find-lr looks for a rate",
         )
+
+
+def _trial(case: Case) -> Trial | None:
+    """Of TURNS steps on the case's batch, with an optimizer that has seen none; None for a loss without a gradient."""
+    optimizer = case.optimizer
+    optimizer.state.clear()
+    losses, ratios, falls, could_fall = [], [], 0.0, 0.0
+    for turn in range(TURNS):
+        for each in case.parameters.values():
+            each.grad = None
+        loss = case.loss(case.batch)
+        losses.append(loss.item())
+        if not loss.requires_grad:
+            return None
+        loss.backward()
+        if turn == 0:
+            falls, could_fall = _falls(optimizer), _falls(optimizer, rate=1e-3, eps=1e-8)
+            ratios = _ratios_of_a_step(case)
+        else:
+            optimizer.step(1.0)
+    return Trial(losses, ratios, falls, could_fall)
+
+
+def _ratios_of_a_step(case: Case) -> list[float]:
+    """Take a step; by how much it changes each pre-trained matrix, in units of what was there: of a matrix the rows
+    that have a gradient, of one with LoRA beside it all of it, by delta W."""
+    moving = [
+        (each, np.abs(each.grad).sum(axis=1) > 0) for each in _pretrained(case) if each.grad is not None
+    ]
+    adapted = [
+        each for _, each in case.model.named_modules() if isinstance(each, LoRALinear) and not each.merged
+    ]
+
+    def values() -> list[np.ndarray]:
+        return [each.data[rows] for each, rows in moving] + [each.delta for each in adapted]
+
+    before = values()
+    case.optimizer.step(1.0)
+    sizes = before[: len(moving)] + [each.weight.data for each in adapted]
+    return [
+        float(np.linalg.norm(b - a) / np.linalg.norm(size))
+        for a, b, size in zip(before, values(), sizes, strict=True)
+        if size.any()
+    ]
+
+
+def _pretrained(case: Case) -> list[Parameter]:
+    """The matrices of the body that the optimizer trains, without those that a method inserted."""
+    body, method = case.model.body, case.model.method
+    inserted = set(method.inserted(case.model)) if method is not None else set()
+    below = {id(each) for module in [*body.foundation, *body.layers] for each in module.parameters()}
+    return [
+        each
+        for path, each in case.trained.items()
+        if id(each) in case.held & below and path not in inserted and each.ndim > 1
+    ]
 
 
 def _falls(optimizer: AdamW, rate: float = 0.0, eps: float = 0.0) -> float:
