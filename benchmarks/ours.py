@@ -10,25 +10,15 @@ import minift
 class Trainer:
     """A classifier of two classes, its optimizer and its schedule; arguments as in `peer.Trainer`."""
 
-    def __init__(
-        self,
-        directory: str,
-        *,
-        total_steps: int = 1000,
-        learning_rate: float = 5e-5,
-        seed: int = 0,
-        frozen_layers: int | None = None,
-        max_length: int = 128,
-    ):
-        minift.manual_seed(seed)
+    def __init__(self, directory: str, frozen_layers: int | None = None):
         self.model = minift.load(
-            directory, task="text-classification", labels=["negative", "positive"], max_length=max_length
+            directory, task="text-classification", labels=["negative", "positive"], max_length=128
         )
         if frozen_layers is not None:
             _freeze(self.model, frozen_layers)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = minift.AdamW(self.trainable, lr=learning_rate, weight_decay=0.01)
-        self.schedule = minift.linear_schedule(self.optimizer, total_steps, warmup_steps=total_steps // 10)
+        self.optimizer = minift.AdamW(self.trainable, lr=5e-5, weight_decay=0.01)
+        self.schedule = minift.linear_schedule(self.optimizer, total_steps=1000, warmup_steps=100)
 
     def encode(self, texts: list[str]):
         """A packed batch: one text after the other, no padding."""

@@ -5,7 +5,7 @@ What was chosen for its speed on a CPU, so that minift races the best eager PyTo
 no further than their own longest text, as many threads as cores, transformers' default attention
 (`scaled_dot_product_attention`), and the compiled tokenizer.
 
-`ours.py` offers the same methods for minift; `sst2.py` and `cpu.py` know no more than these.
+`ours.py` offers the same methods for minift; `cpu.py` knows no more than these.
 """
 
 import os
@@ -25,39 +25,25 @@ if "OMP_NUM_THREADS" not in os.environ:
 class Trainer:
     """A classifier of two classes, its optimizer and its schedule.
 
-    directory      a Hugging Face directory; a head that it lacks is drawn anew from `seed`
-    total_steps    the learning rate rises over the first tenth of them and then falls linearly to 0
+    directory      a Hugging Face directory
     frozen_layers  None trains everything; K freezes the embeddings and the lower K encoder layers
     """
 
-    def __init__(
-        self,
-        directory: str,
-        *,
-        total_steps: int = 1000,
-        learning_rate: float = 5e-5,
-        seed: int = 0,
-        frozen_layers: int | None = None,
-        max_length: int = 128,
-    ):
-        torch.manual_seed(seed)
-        self.max_length = max_length
+    def __init__(self, directory: str, frozen_layers: int | None = None):
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         self.model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, num_labels=2)
         self.model.train()
         if frozen_layers is not None:
             _freeze(self.model, frozen_layers)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=learning_rate, weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=5e-5, weight_decay=0.01, fused=True)
         self.schedule = transformers.get_linear_schedule_with_warmup(
-            self.optimizer, num_warmup_steps=total_steps // 10, num_training_steps=total_steps
+            self.optimizer, num_warmup_steps=100, num_training_steps=1000
         )
 
     def encode(self, texts: list[str]):
         """A batch padded to its own longest text."""
-        return self.tokenizer(
-            texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
+        return self.tokenizer(texts, padding="longest", truncation=True, max_length=128, return_tensors="pt")
 
     def tokens(self, batch) -> int:
         """The real tokens of a batch: padding is work, but nobody asked for it."""

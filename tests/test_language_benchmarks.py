@@ -92,13 +92,20 @@ def test_word_vectors(tmp_path, compiled, monkeypatch):
     assert result["unknown_share"] == 0.25  # "thing"
     # Of the windows 3, 4 and 5 of 8 numbers 100 each, and a classifier; not the vectors.
     assert result["trained_parameters"] == (3 + 4 + 5) * 8 * 100 + 300 + 2 * 301
-    line = {"library": "minift", "seed": 0, "data": data.digest, "accuracy_by_epoch": [0.5, 0.75]}
-    other = {**line, "library": "transformers", "accuracy_by_epoch": [0.1]}
-    (tmp_path / "sst2.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(other)}\n")
-    monkeypatch.setattr(script, "MINILM", tmp_path / "sst2.jsonl")
+    line = {
+        "library": "minift",
+        "task": "sst2",
+        "seed": 0,
+        "data": data.digest,
+        "metrics": {"accuracy": 0.75},
+    }
+    other = {**line, "metrics": {"accuracy": 0.1}}
+    others = {**other, "library": "transformers"}, {**other, "task": "trec"}
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, (line, *others))))
+    monkeypatch.setattr(script, "MINILM", tmp_path / "tasks.jsonl")
     table = script.table([result], data)
     assert f"| convolution, static | 10,502 | 0.003 | ~{result['seconds_an_epoch']:.1f} |" in table
-    assert "| minilm, fine-tuned (`sst2.py`) | all | 5e-05 | | 0.7500 | 0: 0.7500 |" in table
+    assert "| minilm, fine-tuned (`tasks.py`) | all | 5e-05 | | 0.7500 | 0: 0.7500 |" in table
 
 
 # ---- Instructions --------------------------------------------------------------------------------
