@@ -3,7 +3,7 @@
     python benchmarks/textbook.py                      # all parts, the cheapest runs first; says first how long
     python benchmarks/textbook.py --only few           # one part
     python benchmarks/textbook.py --search             # to choose the rate of training from scratch
-    python benchmarks/textbook.py --render             # tutorials/05_what_the_textbook_claims.md, of what has run
+    python benchmarks/textbook.py --render             # tutorials/04_what_the_textbook_claims.md, of what has run
 
 SST-2's sentences, `minilm`, batches of 16, at least 100 steps and 3 epochs. Each seed draws its own examples, as many
 of either class, the same for every way to train; accuracy is on the 872 dev sentences. Each finished run is one line
@@ -188,7 +188,7 @@ def parse_options():
     parser.add_argument("--data", type=Path, default=SHARED_DATA, help="the folder that holds sst2/")
     parser.add_argument("--results", type=Path, default=here / "results" / "textbook.jsonl")
     parser.add_argument(
-        "--page", type=Path, default=CHECKOUT / "tutorials" / "05_what_the_textbook_claims.md"
+        "--page", type=Path, default=CHECKOUT / "tutorials" / "04_what_the_textbook_claims.md"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -99,4 +99,6 @@ def stop(node: Node, dy: Array, contributions: dict[str, Array | None], reason: 
         f"{node}: {reason}. `dy` came in, `contributions` wait to go out; step into the next line to see how."
     )
     breakpoint()
-    backward(dy)  # the same once more, for stepping into: s in pdb, F11 in VS Code
+    # The same once more, for stepping into: F11 in VS Code, s in pdb (twice, where pdb stops at the line above: Python
+    # 3.13 does).
+    backward(dy)

@@ -226,7 +226,7 @@ np.testing.assert_allclose(check.measured / check.said, 3, rtol=1e-5)
 # A line of `ops.py` serves every layer. To stop in one module, say which. `set_breakpoint` takes patterns of the
 # operation and the module, and a condition on the step. It stops when the contributions are computed and have gone
 # nowhere yet; the next line runs the backward once more, so that a step into it (`s`, or F11) shows the very code with
-# the very numbers.
+# the very numbers. (From Python 3.13 on pdb stops one line earlier: there it takes two `s`.)
 #
 # It opens the debugger by `breakpoint()`, which calls `sys.breakpointhook`. So that this chapter runs without anybody
 # at the keyboard, we put a function there that only looks.
