@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,7 +162,7 @@ class NumbaKernel:
         double.launch((blocks,), (128,), (x,))
 
     `cuda` is put into the function's file here, when it is first needed: to import it takes longer than to
-    import all of minift.
+    import all of minift. So are the functions marked `@gpu.numba_function` that the file imports.
     """
 
     def __init__(self, function: Callable):
@@ -174,13 +174,38 @@ class NumbaKernel:
         if 0 in grid:
             return
         if self.kernel is None:
-            cuda = _numba_cuda()
-            self.function.__globals__["cuda"] = cuda
-            self.kernel = cuda.jit(self.function)
+            self.kernel = _numba_cuda().jit(self.ready())
         self.kernel[tuple(grid), tuple(block)](*arguments)
 
+    def ready(self) -> Callable:
+        """The function, with what it needs to be compiled in its file."""
+        file = self.function.__globals__
+        file["cuda"] = _numba_cuda()
+        for name, value in file.items():
+            if isinstance(value, NumbaFunction):
+                file[name] = value.compiled
+        return self.function
 
-numba_kernel = NumbaKernel
+
+class NumbaFunction:
+    """A function in Python that kernels may call."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    @cached_property
+    def compiled(self) -> Callable:
+        """What Numba compiles into the kernels that call it."""
+        cuda = _numba_cuda()
+        self.function.__globals__["cuda"] = cuda
+        return cuda.jit(self.function, device=True)
+
+    def __call__(self, *arguments):
+        """Kernels call `compiled`, which is put in this object's place before they run."""
+        raise TypeError(f"{self.function.__name__} is called by kernels alone")
+
+
+numba_kernel, numba_function = NumbaKernel, NumbaFunction
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 from minift_kernels import gpu
 from minift_kernels.arrays import array_namespace
 from minift_kernels.cross_entropy.cuda_c import checked_targets
+from minift_kernels.numba_device import block_max, block_sum
 
 cuda: Any = None  # is numba.cuda from the first launch on, see gpu.py
 
@@ -145,42 +146,18 @@ def _shared_forward(logits, targets, weights, ignore_index, smoothing, losses, l
     largest = np.float32(-np.inf)
     for c in range(t, logits.shape[1], THREADS):
         largest = max(largest, logits[r, c])
-    partial[t] = largest
-    half = THREADS // 2
-    while half > 0:  # a tree: half of the threads take the other half's results, then a quarter, ...
-        cuda.syncthreads()  # what this turn reads has been written
-        if t < half:
-            partial[t] = max(partial[t], partial[t + half])
-        half //= 2
-    cuda.syncthreads()  # the result stands in partial[0]
-    largest = partial[0]
-    cuda.syncthreads()  # everybody has read it, and partial can be used again
+    largest = block_max(largest, partial)
 
     total = np.float32(0)
     for c in range(t, logits.shape[1], THREADS):
         total += math.exp(logits[r, c] - largest)
-    partial[t] = total
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
-    cuda.syncthreads()
-    log_total = math.log(partial[0])
-    cuda.syncthreads()
+    log_total = math.log(block_sum(total, partial))
 
     of_all = np.float32(0)
     if smoothing > 0:
         for c in range(t, logits.shape[1], THREADS):
             of_all += weights[c] * (largest - logits[r, c] + log_total)
-    partial[t] = of_all
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
+    of_all = block_sum(of_all, partial)
     if t == 0:
         logsumexp[r] = largest + log_total
         loss = np.float32(0)
@@ -190,7 +167,7 @@ def _shared_forward(logits, targets, weights, ignore_index, smoothing, losses, l
             if 0 <= target < logits.shape[1]:
                 loss = weights[target] * (largest - logits[r, target] + log_total)
             loss *= np.float32(1) - smoothing
-            loss += smoothing * partial[0] / np.float32(logits.shape[1])
+            loss += smoothing * of_all / np.float32(logits.shape[1])
         losses[r] = loss
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from minift_kernels import gpu
 from minift_kernels.arrays import array_namespace
+from minift_kernels.numba_device import block_sum
 
 cuda: Any = None  # is numba.cuda from the first launch on, see gpu.py
 
@@ -40,15 +41,9 @@ def _sums_of_squares(g, sums):
     total = 0.0
     for i in range(start + t, min(start + CHUNK, g.size), THREADS):
         total += np.float64(g[i]) * np.float64(g[i])
-    partial[t] = total
-    half = THREADS // 2
-    while half > 0:  # a tree: half of the threads take the other half's sums, then a quarter, ...
-        cuda.syncthreads()  # what this turn reads has been written
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
+    total = block_sum(total, partial)
     if t == 0:
-        sums[cuda.blockIdx.x] = partial[0]
+        sums[cuda.blockIdx.x] = total
 
 
 @gpu.numba_kernel
@@ -58,12 +53,6 @@ def _root_of_total(sums, norm):
     total = 0.0
     for i in range(t, sums.size, THREADS):
         total += sums[i]
-    partial[t] = total
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
+    total = block_sum(total, partial)
     if t == 0:
-        norm[0] = math.sqrt(partial[0])
+        norm[0] = math.sqrt(total)

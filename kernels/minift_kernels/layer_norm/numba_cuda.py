@@ -10,6 +10,7 @@ import numpy as np
 
 from minift_kernels import gpu
 from minift_kernels.arrays import array_namespace
+from minift_kernels.numba_device import block_sum
 
 cuda: Any = None  # is numba.cuda from the first launch on, see gpu.py
 
@@ -127,30 +128,13 @@ def _shared_forward(x, residual, weight, bias, eps, y, normalized, rstd):
             s += residual[r, c]
         normalized[r, c] = s  # read again by this thread alone
         total += s
-    partial[t] = total
-    half = THREADS // 2
-    while half > 0:  # a tree: half of the threads take the other half's sums, then a quarter, ...
-        cuda.syncthreads()  # what this turn reads has been written
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
-    cuda.syncthreads()  # the sum stands in partial[0]
-    mean = partial[0] / size
-    cuda.syncthreads()  # everybody has read it, and partial can be used again
+    mean = block_sum(total, partial) / size
 
     squares = np.float32(0)
     for c in range(t, x.shape[1], THREADS):
         deviation = normalized[r, c] - mean
         squares += deviation * deviation
-    partial[t] = squares
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
-    cuda.syncthreads()
-    of_row = np.float32(1) / math.sqrt(partial[0] / size + eps)
+    of_row = np.float32(1) / math.sqrt(block_sum(squares, partial) / size + eps)
     for c in range(t, x.shape[1], THREADS):
         n = (normalized[r, c] - mean) * of_row
         normalized[r, c] = n
@@ -161,8 +145,7 @@ def _shared_forward(x, residual, weight, bias, eps, y, normalized, rstd):
 
 @gpu.numba_kernel
 def _shared_backward(dy, normalized, rstd, weight, dx):
-    totals = cuda.shared.array(THREADS, np.float32)
-    dots = cuda.shared.array(THREADS, np.float32)
+    partial = cuda.shared.array(THREADS, np.float32)
     r, t = cuda.blockIdx.x, cuda.threadIdx.x
     size = np.float32(dy.shape[1])
     total, dot = np.float32(0), np.float32(0)
@@ -170,15 +153,6 @@ def _shared_backward(dy, normalized, rstd, weight, dx):
         dnormalized = dy[r, c] * weight[c]
         total += dnormalized
         dot += dnormalized * normalized[r, c]
-    totals[t] = total
-    dots[t] = dot
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            totals[t] += totals[t + half]
-            dots[t] += dots[t + half]
-        half //= 2
-    cuda.syncthreads()
+    total, dot = block_sum(total, partial), block_sum(dot, partial)
     for c in range(t, dy.shape[1], THREADS):
-        dx[r, c] = (dy[r, c] * weight[c] - totals[0] / size - normalized[r, c] * dots[0] / size) * rstd[r]
+        dx[r, c] = (dy[r, c] * weight[c] - total / size - normalized[r, c] * dot / size) * rstd[r]

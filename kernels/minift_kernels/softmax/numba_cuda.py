@@ -10,6 +10,7 @@ import numpy as np
 
 from minift_kernels import gpu
 from minift_kernels.arrays import array_namespace
+from minift_kernels.numba_device import block_max, block_sum
 
 cuda: Any = None  # is numba.cuda from the first launch on, see gpu.py
 
@@ -93,30 +94,14 @@ def _shared_forward(x, y):
     largest = np.float32(-np.inf)
     for c in range(t, x.shape[1], THREADS):
         largest = max(largest, x[r, c])
-    partial[t] = largest
-    half = THREADS // 2
-    while half > 0:  # a tree: half of the threads take the other half's results, then a quarter, ...
-        cuda.syncthreads()  # what this turn reads has been written
-        if t < half:
-            partial[t] = max(partial[t], partial[t + half])
-        half //= 2
-    cuda.syncthreads()  # the result stands in partial[0]
-    largest = partial[0]
-    cuda.syncthreads()  # everybody has read it, and partial can be used again
+    largest = block_max(largest, partial)
 
     total = np.float32(0)
     for c in range(t, x.shape[1], THREADS):
         total += math.exp(x[r, c] - largest)
-    partial[t] = total
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
-    cuda.syncthreads()
+    total = block_sum(total, partial)
     for c in range(t, x.shape[1], THREADS):
-        y[r, c] = math.exp(x[r, c] - largest) / partial[0]
+        y[r, c] = math.exp(x[r, c] - largest) / total
 
 
 @gpu.numba_kernel
@@ -126,13 +111,6 @@ def _shared_backward(dy, y, dx):
     dot = np.float32(0)
     for c in range(t, y.shape[1], THREADS):
         dot += dy[r, c] * y[r, c]
-    partial[t] = dot
-    half = THREADS // 2
-    while half > 0:
-        cuda.syncthreads()
-        if t < half:
-            partial[t] += partial[t + half]
-        half //= 2
-    cuda.syncthreads()
+    dot = block_sum(dot, partial)
     for c in range(t, y.shape[1], THREADS):
-        dx[r, c] = y[r, c] * (dy[r, c] - partial[0])
+        dx[r, c] = y[r, c] * (dy[r, c] - dot)
