@@ -91,7 +91,7 @@ def write_page(
 
 
 INTRODUCTION = """
-# 5. What the textbook claims
+# 4. What the textbook claims
 
 Four rules that every course on fine-tuning teaches, each tried on {data} with `minilm`, a BERT of 22.7 million
 parameters. This page is written by `python benchmarks/textbook.py` from `benchmarks/results/textbook.jsonl`, which
