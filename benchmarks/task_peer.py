@@ -41,11 +41,13 @@ def run(order: dict) -> dict:
     }
 
 
-def learn(model, tokenizer, features: list[dict], order: dict) -> None:
+def learn(model, tokenizer, features: list[dict], order: dict) -> list[float]:
+    """Train; the loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=order["learning_rate"], weight_decay=0.01)
     steps = order["epochs"] * math.ceil(len(features) / order["batch_size"])
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
     model.train()
+    losses = []
     for epoch in range(order["epochs"]):
         rows = shuffled(len(features), order["seed"], epoch)
         for number, batch in enumerate(chunks([features[row] for row in rows], order["batch_size"]), 1):
@@ -55,8 +57,10 @@ def learn(model, tokenizer, features: list[dict], order: dict) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            losses.append(loss.item())
             if number % 50 == 0:
-                print(f"transformers epoch {epoch + 1} step {number} loss {loss.item():.3f}", flush=True)
+                print(f"transformers epoch {epoch + 1} step {number} loss {losses[-1]:.3f}", flush=True)
+    return losses
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:

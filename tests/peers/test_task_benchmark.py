@@ -1,6 +1,7 @@
 """The comparison of all tasks with transformers runs, goes on where it was stopped, and says what it will cost."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,3 +55,24 @@ def test_both_libraries_take_the_texts_in_one_order(monkeypatch):
     }
     assert orders == {(seed, epoch): shuffled(50, seed, epoch).tolist() for seed, epoch in orders}
     assert len({tuple(order) for order in orders.values()}) == 4
+
+
+def test_without_dropout_a_fine_tuning_gives_the_same_losses(model, shared_data):
+    """A trial of a hundred pairs with a tiny model: eight steps on each side."""
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "same_losses.py",
+        "--model",
+        model,
+        "--data",
+        shared_data,
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--examples", "100"], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 steps, losses from " in done.stdout
+    differences = [float(each) for each in re.findall(r"steps .* (\S+e[-+]\d+)$", done.stdout, re.MULTILINE)]
+    assert len(differences) == 6 and max(differences) < 1e-5
+    ours, theirs = map(float, re.findall(r"pearson (\S+)", done.stdout))
+    assert ours == pytest.approx(theirs, abs=0.005)  # predictions that hardly differ: rounding shows
