@@ -76,9 +76,8 @@ def test_a_breakpoint_of_minift_opens_pdb_there_and_the_next_step_is_inside(tmp_
     commented = '# minift.set_breakpoint(op="attention", module="*.layer.3.*")'
     assert commented in ONE_STEP.read_text()
     program.write_text(ONE_STEP.read_text().replace(commented, commented.removeprefix("# ")))
-    steps = (
-        "s\ns\n" if sys.version_info >= (3, 13) else "s\n"
-    )  # from 3.13 on pdb stops at the call of breakpoint()
+    # From 3.13 on pdb stops at the call of breakpoint(), before that on the next line.
+    steps = "s\ns\n" if sys.version_info >= (3, 13) else "s\n"
     # In a process of its own, where nobody debugs until breakpoint() does.
     completed = subprocess.run(
         [sys.executable, str(program)],

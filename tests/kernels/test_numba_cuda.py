@@ -58,9 +58,8 @@ def test_compiles_for_a_gpu_and_computes_in_float32(operation, monkeypatch):
     assert launched
     cuda = gpu._numba_cuda()
     compute_capability = (8, 0)
-    device = SimpleNamespace(
-        compute_capability=compute_capability
-    )  # Numba asks it when a kernel calls a function
+    # Numba asks the device for it when a kernel calls a function.
+    device = SimpleNamespace(compute_capability=compute_capability)
     monkeypatch.setattr("numba.cuda.dispatcher.get_current_device", lambda: device)
     for function, types in launched.items():
         ptx, _ = cuda.compile_ptx(function, numba.void(*types), cc=compute_capability)
