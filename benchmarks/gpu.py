@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes"
     )
+    parser.add_argument(
+        "--small-cases", action="store_true", help="check only small cases, as compute-sanitizer wants it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU's emulation of a GPU")
     parser.add_argument(
         "--out", type=Path, help="the folder to write; benchmarks/results, or nothing on a dry run"
@@ -60,7 +63,7 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
     record["command"] = " ".join(["python benchmarks/gpu.py", *arguments])
     record["machine"] = gpu_device.describe(device)
     parts = {
-        "check": lambda: gpu_kernels.check(device),
+        "check": lambda: gpu_kernels.check(device, options.small_cases),
         "memory": lambda: gpu_kernels.memory_bound(device, options.every_rung),
         "attention": lambda: gpu_kernels.attention(device),
         "products": lambda: gpu_kernels.products(device),
@@ -68,6 +71,7 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
             gpu_steps.run(device, race, with_compile=not options.no_compile)
             for race in gpu_steps.races(device)
         ],
+        "profile": lambda: [gpu_steps.profile(device, race) for race in gpu_steps.races(device)[:2]],
     }
     failed = record["failed"] = []
     for part in options.only:

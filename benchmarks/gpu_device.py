@@ -1,5 +1,6 @@
 """The GPU that is measured, and its clock; for a dry run, the tests' stand-in for it, whose times mean nothing."""
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -64,10 +65,14 @@ class Device:
         self.xp.cuda.Device().synchronize()
 
     def forget(self) -> None:
-        """Give back the memory that is no longer used."""
+        """Give back the memory that is no longer used, and PyTorch's too."""
         self.busy = None
         if self.is_real:
+            gc.collect()
             self.xp.get_default_memory_pool().free_all_blocks()
+            if (torch := torch_or_none()) is not None:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int:
         """What CuPy's pool has taken from the device since `forget`."""

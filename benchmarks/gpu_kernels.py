@@ -1,12 +1,15 @@
 """Kernels on a GPU: are all rungs right, and how near is each to what the machine can do?"""
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from gpu_device import Device, torch_or_none
+from gpu_device import Device, real_device, torch_or_none
 from minift_kernels import OPERATIONS as LADDERS
 from minift_kernels import gpu
 from minift_kernels.ladder import family_of, why_not
@@ -30,8 +33,55 @@ def rungs_of_gpu(operation: str, dtype, device: Device) -> Iterator[tuple[str, A
 # Right?
 
 
-def check(device: Device) -> list[dict]:
-    """Every rung on every case of the contract tests, against the reference in float64 on the CPU."""
+SMALL = 300
+"""Elements of a case that the CPU's emulation, and a sanitizer, get through in seconds."""
+
+PATIENCE = 150
+"""Seconds for all rungs together. One that has no result by then hangs."""
+
+
+def check(device: Device, small_cases: bool) -> list[dict]:
+    """Every rung on every case of the contract tests, against the reference in float64 on the CPU.
+
+    On a GPU each rung has a process of its own: compilers run beside each other, and after a kernel that breaks its
+    process's hold of the GPU the other rungs can still be checked.
+    """
+    from kernel_cases import BFLOAT16, OPERATIONS
+
+    rungs = [
+        (operation, name, dtype)
+        for operation in OPERATIONS
+        for dtype in (FLOAT32, BF16)
+        if dtype == FLOAT32 or operation in BFLOAT16
+        for name, _ in rungs_of_gpu(operation, dtype, device)
+    ]
+    if not device.is_real:
+        return [check_rung(device, *rung, SMALL) for rung in rungs]
+    largest = SMALL if small_cases else 1 << 62
+    context = get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(_check_on_gpu, *rung, largest) for rung in rungs]
+        wait(futures, timeout=PATIENCE)
+        results = [_outcome(future, *rung) for future, rung in zip(futures, rungs, strict=True)]
+        for process in context.active_children():
+            process.kill()
+    return results
+
+
+def _check_on_gpu(operation: str, name: str, dtype: np.dtype, largest: int) -> dict:
+    return check_rung(real_device(), operation, name, dtype, largest)
+
+
+def _outcome(future: Future, operation: str, name: str, dtype: np.dtype) -> dict:
+    result = {"operation": operation, "rung": name, "dtype": dtype.name, "cases": 0}
+    if not future.done():
+        return result | {"wrong": [f"no result after {PATIENCE} s"]}
+    error = future.exception()
+    return future.result() if error is None else result | {"wrong": [f"{type(error).__name__}: {error}"]}
+
+
+def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, largest: int) -> dict:
+    """One rung on the cases that have at most `largest` elements."""
     from kernel_cases import (
         BFLOAT16,
         OPERATIONS,
@@ -43,38 +93,36 @@ def check(device: Device) -> list[dict]:
         run,
     )
 
-    results = []
-    for operation, (_, cases) in OPERATIONS.items():
-        for dtype, cast in ((FLOAT32, as_float32), (BF16, as_bfloat16)):
-            if dtype == BF16 and operation not in BFLOAT16:
-                continue
-            stay = BFLOAT16.get(operation, ()) if dtype == BF16 else ()
-            bounds = dict(relative=2**-6, absolute=2**-7) if dtype == BF16 else {}
-            for name, rung in rungs_of_gpu(operation, dtype, device):
-                count, wrong = 0, []
-                for case, inputs in cases():
-                    if not device.is_real and elements(inputs) > 300:
-                        continue
-                    count += 1
-                    cast_inputs = changed(changed(inputs, as_float32), cast, leave=stay)
-                    want = run(operation, "reference", changed(cast_inputs, _as_float64))
-                    segments = [key for key in inputs if key.endswith("segments")]
-                    try:
-                        got = run(operation, name, changed(cast_inputs, device.xp.asarray, leave=segments))
-                        for key in want:
-                            check_close(_as_numpy(got[key]), want[key], f"{case} {key}", rung, **bounds)
-                    except Exception as error:
-                        wrong.append(f"{case}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-                results.append(
-                    {
-                        "operation": operation,
-                        "rung": name,
-                        "dtype": dtype.name,
-                        "cases": count,
-                        "wrong": wrong,
-                    }
+    started = time.perf_counter()
+    in_bf16 = dtype == BF16
+    bounds = dict(relative=2**-6, absolute=2**-7) if in_bf16 else {}
+    stay = BFLOAT16.get(operation, ()) if in_bf16 else ()
+    count, wrong = 0, []
+    for case, inputs in OPERATIONS[operation][1]():
+        if elements(inputs) > largest:
+            continue
+        count += 1
+        inputs = changed(inputs, as_float32)
+        if in_bf16:
+            inputs = changed(inputs, as_bfloat16, leave=stay)
+        want = run(operation, "reference", changed(inputs, _as_float64))
+        segments = [key for key in inputs if key.endswith("segments")]
+        try:
+            got = run(operation, name, changed(inputs, device.xp.asarray, leave=segments))
+            for key in want:
+                check_close(
+                    _as_numpy(got[key]), want[key], f"{case} {key}", LADDERS[operation].rungs[name], **bounds
                 )
-    return results
+        except Exception as error:
+            wrong.append(f"{case}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return {
+        "operation": operation,
+        "rung": name,
+        "dtype": dtype.name,
+        "cases": count,
+        "wrong": wrong,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def _as_float64(x):

@@ -141,9 +141,57 @@ def _step(result: dict) -> tuple[str, ...]:
     )
 
 
+def _profile(results: list[dict]) -> list[str]:
+    lines = [
+        "## Where a step's time goes",
+        "",
+        "What the GPU was busy with in one step, the mean of five; kernels that take least are summed up.",
+    ]
+    for result in results:
+        for side, kernels in result["sides"].items():
+            busy, launches = (sum(kernel[what] for kernel in kernels) for what in ("milliseconds", "launches"))
+            shown, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]
+            lines += [
+                "",
+                f"{result['title']}, {side}: busy for {busy:.2f} ms in {launches:.0f} launches.",
+                "",
+                *_table(
+                    ("kernel", "launches", "ms", "share"),
+                    (
+                        (
+                            f"`{kernel['name'][:90]}`",
+                            f"{kernel['launches']:.0f}",
+                            f"{kernel['milliseconds']:.3f}",
+                            f"{kernel['milliseconds'] / busy:.0%}",
+                        )
+                        for kernel in [*shown, _summed_up(rest)]
+                    ),
+                ),
+            ]
+    return lines
+
+
+def _summed_up(kernels: list[dict]) -> dict:
+    return {
+        "name": f"{len(kernels)} others",
+        "launches": sum(kernel["launches"] for kernel in kernels),
+        "milliseconds": sum(kernel["milliseconds"] for kernel in kernels),
+    }
+
+
 def _table(head: tuple[str, ...], rows) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
-PARTS = {"check": _checks, "memory": _memory, "attention": _attention, "products": _products, "steps": _steps}
+MOST_KERNELS = 18
+"""So many of a step's kernels get a line of their own."""
+
+PARTS = {
+    "check": _checks,
+    "memory": _memory,
+    "attention": _attention,
+    "products": _products,
+    "steps": _steps,
+    "profile": _profile,
+}
 """What can be measured, in the order of the page."""

@@ -68,12 +68,9 @@ def races(device: Device) -> list[Race]:
 
 def run(device: Device, race: Race, with_compile: bool) -> dict:
     """The times of each side's turns, in milliseconds, and the most memory it took, in bytes."""
-    vocabulary = device.size(30522, 60)
-    random = np.random.default_rng(1)
-    batches = [
-        ([random.integers(5, vocabulary, n) for n in lengths], random.integers(0, 2, len(lengths)))
-        for lengths in race.lengths
-    ]
+    device.forget()
+    vocabulary = vocabulary_of(device)
+    batches = batches_of(race, vocabulary)
     sides: dict[str, Callable] = {"minift": minift_side(device, race.precision, vocabulary)}
     peaks: dict[str, Callable[[], int]] = {"minift": device.peak_bytes}
     torch = torch_or_none()
@@ -100,6 +97,53 @@ def run(device: Device, race: Race, with_compile: bool) -> dict:
         "losses": losses,
         "peak_bytes": {side: peak() for side, peak in peaks.items()},
     }
+
+
+def vocabulary_of(device: Device) -> int:
+    return device.size(30522, 60)
+
+
+def batches_of(race: Race, vocabulary: int) -> list:
+    """Texts, as arrays of ids, and their labels, for each batch."""
+    random = np.random.default_rng(1)
+    return [
+        ([random.integers(5, vocabulary, n) for n in lengths], random.integers(0, 2, len(lengths)))
+        for lengths in race.lengths
+    ]
+
+
+def profile(device: Device, race: Race) -> dict:
+    """What the GPU does in a step of each side, kernel by kernel; PyTorch's profiler sees minift's launches too."""
+    torch = torch_or_none()
+    if torch is None or not device.is_real:
+        return {"title": race.title, "sides": {}}
+    vocabulary, steps, sides = vocabulary_of(device), 5, {}
+    batches = batches_of(race, vocabulary)[: WARM_UP + steps]
+    for name in ("minift", "PyTorch"):
+        device.forget()
+        step = (
+            minift_side(device, race.precision, vocabulary)
+            if name == "minift"
+            else torch_side(device, race.precision, vocabulary, compiled=False)
+        )
+        for batch in batches[:WARM_UP]:
+            step(*batch)
+        device.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            for batch in batches[WARM_UP:]:
+                step(*batch)
+            device.synchronize()
+        kernels = [
+            {
+                "name": event.key,
+                "launches": event.count / steps,
+                "milliseconds": event.self_device_time_total / 1000 / steps,
+            }
+            for event in seen.key_averages()
+            if event.self_device_time_total > 0
+        ]
+        sides[name] = sorted(kernels, key=lambda kernel: -kernel["milliseconds"])
+    return {"title": race.title, "sides": sides}
 
 
 def configuration(device: Device, vocabulary: int) -> dict:
