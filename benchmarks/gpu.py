@@ -37,9 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes"
     )
+    parser.add_argument("--rungs", default="", metavar="PREFIX", help="check only rungs so named, as cuda_c")
     parser.add_argument(
-        "--small-cases", action="store_true", help="check only small cases, as compute-sanitizer wants it"
+        "--rung",
+        nargs=3,
+        metavar=("OPERATION", "RUNG", "DTYPE"),
+        help="check this one, as softmax cuda_c_warp float32, and print what was found",
     )
+    parser.add_argument("--small-cases", action="store_true", help="with --rung: as a sanitizer wants them")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU's emulation of a GPU")
     parser.add_argument(
         "--out", type=Path, help="the folder to write; benchmarks/results, or nothing on a dry run"
@@ -47,10 +52,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with gpu_device.opened(options.dry_run) as stand_in:
         device = gpu_device.Device(stand_in, is_real=False) if options.dry_run else gpu_device.real_device()
+        if options.rung:
+            return check_one(device, options.rung, options.small_cases)
         record = measure(device, options, sys.argv[1:] if arguments is None else arguments)
     print(gpu_report.as_markdown(record))
     wrong = any(result["wrong"] for result in record.get("check", ()))
     return 1 if wrong or record["failed"] else 0
+
+
+def check_one(device: gpu_device.Device, rung: list[str], small_cases: bool) -> int:
+    """Print what `gpu_kernels.check_rung` says of a rung; 1 where it is wrong."""
+    operation, name, dtype = rung
+    dtype = {"float32": gpu_kernels.FLOAT32, "bfloat16": gpu_kernels.BF16}[dtype]
+    largest = gpu_kernels.SMALL if small_cases else sys.maxsize
+    result = gpu_kernels.check_rung(device, operation, name, dtype, largest)
+    print(json.dumps(result))
+    return 1 if result["wrong"] else 0
 
 
 def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: list[str]) -> dict:
@@ -63,7 +80,7 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
     record["command"] = " ".join(["python benchmarks/gpu.py", *arguments])
     record["machine"] = gpu_device.describe(device)
     parts = {
-        "check": lambda: gpu_kernels.check(device, options.small_cases),
+        "check": lambda: gpu_kernels.check(device, options.rungs),
         "memory": lambda: gpu_kernels.memory_bound(device, options.every_rung),
         "attention": lambda: gpu_kernels.attention(device),
         "products": lambda: gpu_kernels.products(device),

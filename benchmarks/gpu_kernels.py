@@ -1,15 +1,18 @@
 """Kernels on a GPU: are all rungs right, and how near is each to what the machine can do?"""
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from gpu_device import Device, real_device, torch_or_none
+from gpu_device import Device, torch_or_none
 from minift_kernels import OPERATIONS as LADDERS
 from minift_kernels import gpu
 from minift_kernels.ladder import family_of, why_not
@@ -36,15 +39,15 @@ def rungs_of_gpu(operation: str, dtype, device: Device) -> Iterator[tuple[str, A
 SMALL = 300
 """Elements of a case that the CPU's emulation, and a sanitizer, get through in seconds."""
 
-PATIENCE = 150
-"""Seconds for all rungs together. One that has no result by then hangs."""
+PATIENCE = 100
+"""Seconds for a rung on all its cases, its compilation included. One that has no result by then hangs."""
 
 
-def check(device: Device, small_cases: bool) -> list[dict]:
+def check(device: Device, rungs_like: str) -> list[dict]:
     """Every rung on every case of the contract tests, against the reference in float64 on the CPU.
 
     On a GPU each rung has a process of its own: compilers run beside each other, and after a kernel that breaks its
-    process's hold of the GPU the other rungs can still be checked.
+    process's hold of the GPU the other rungs can still be checked. `rungs_like` is what their names begin with.
     """
     from kernel_cases import BFLOAT16, OPERATIONS
 
@@ -54,30 +57,26 @@ def check(device: Device, small_cases: bool) -> list[dict]:
         for dtype in (FLOAT32, BF16)
         if dtype == FLOAT32 or operation in BFLOAT16
         for name, _ in rungs_of_gpu(operation, dtype, device)
+        if name.startswith(rungs_like)
     ]
     if not device.is_real:
         return [check_rung(device, *rung, SMALL) for rung in rungs]
-    largest = SMALL if small_cases else 1 << 62
-    context = get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(_check_on_gpu, *rung, largest) for rung in rungs]
-        wait(futures, timeout=PATIENCE)
-        results = [_outcome(future, *rung) for future, rung in zip(futures, rungs, strict=True)]
-        for process in context.active_children():
-            process.kill()
-    return results
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_check_in_a_process, rungs))
 
 
-def _check_on_gpu(operation: str, name: str, dtype: np.dtype, largest: int) -> dict:
-    return check_rung(real_device(), operation, name, dtype, largest)
-
-
-def _outcome(future: Future, operation: str, name: str, dtype: np.dtype) -> dict:
+def _check_in_a_process(rung: tuple[str, str, np.dtype]) -> dict:
+    """What `gpu.py --rung softmax cuda_c_warp float32` prints, which is what `check_rung` returns."""
+    operation, name, dtype = rung
+    command = [sys.executable, sys.argv[0], "--rung", operation, name, dtype.name]
     result = {"operation": operation, "rung": name, "dtype": dtype.name, "cases": 0}
-    if not future.done():
+    try:
+        done = subprocess.run(command, timeout=PATIENCE, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
         return result | {"wrong": [f"no result after {PATIENCE} s"]}
-    error = future.exception()
-    return future.result() if error is None else result | {"wrong": [f"{type(error).__name__}: {error}"]}
+    if not done.stdout:
+        return result | {"wrong": [f"exit {done.returncode}: {' '.join(done.stderr.split())[-300:]}"]}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, largest: int) -> dict:
@@ -121,7 +120,7 @@ def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, large
         "dtype": dtype.name,
         "cases": count,
         "wrong": wrong,
-        "seconds": time.perf_counter() - started,
+        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
