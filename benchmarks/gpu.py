@@ -88,7 +88,6 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
             gpu_steps.run(device, race, with_compile=not options.no_compile)
             for race in gpu_steps.races(device)
         ],
-        "profile": lambda: [gpu_steps.profile(device, race) for race in gpu_steps.races(device)[:2]],
     }
     failed = record["failed"] = []
     for part in options.only:

@@ -17,6 +17,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 WARM_UP = 3
 """Runs that are not counted: they compile kernels and fill the memory pool."""
 
+FEWEST, MOST, ENOUGH = 5, 20, 300
+"""A time is the median of so many runs; no more are begun after so many milliseconds."""
+
 
 @dataclass
 class Device:
@@ -38,8 +41,8 @@ class Device:
             return generator.standard_normal(shape, dtype=np.float32).astype(dtype)
         return self.xp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype))
 
-    def milliseconds(self, run: Callable[[], Any], repeats: int = 20) -> float:
-        """The median time of `run` on the GPU, by CUDA events.
+    def milliseconds(self, run: Callable[[], Any]) -> float:
+        """The median time of `run` on the GPU, by CUDA events, over some tenths of a second.
 
         Before each run the GPU is given something to do, so that it has not to wait for Python in between.
         """
@@ -51,15 +54,14 @@ class Device:
         if self.busy is None:
             self.busy = self.xp.zeros((2, 1 << 28), np.float32)
         start, end = cuda.Event(), cuda.Event()
-        for turn in range(WARM_UP + repeats):
+        while len(times) < WARM_UP + FEWEST or (len(times) < WARM_UP + MOST and sum(times) < ENOUGH):
             self.busy[0] = self.busy[1]
             start.record()
             run()
             end.record()
             end.synchronize()
-            if turn >= WARM_UP:
-                times.append(cuda.get_elapsed_time(start, end))
-        return median(times)
+            times.append(cuda.get_elapsed_time(start, end))
+        return median(times[WARM_UP:])
 
     def synchronize(self) -> None:
         self.xp.cuda.Device().synchronize()

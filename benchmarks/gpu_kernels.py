@@ -1,6 +1,7 @@
 """Kernels on a GPU: are all rungs right, and how near is each to what the machine can do?"""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def memory_bound(device: Device, every_rung: bool) -> dict:
                     is_default = name == LADDERS[operation].default(device.xp.empty(0, dtype_of_arrays))
                     if not (is_default or (every_rung and dtype_of_arrays == FLOAT32)):
                         continue
-                    milliseconds = device.milliseconds(partial(run, rung), repeats=10)
+                    milliseconds = device.milliseconds(partial(run, rung))
                     rate = moved / milliseconds / 1e6
                     results.append(
                         {
@@ -179,7 +180,7 @@ def _copy_rate(device: Device, moved: int) -> float:
     def copy():
         y[...] = x
 
-    return 2 * x.nbytes / device.milliseconds(copy, repeats=10) / 1e6
+    return 2 * x.nbytes / device.milliseconds(copy) / 1e6
 
 
 def _rows(device: Device, columns: int, dtype: np.dtype) -> int:
@@ -239,7 +240,9 @@ def _parameters(device: Device, seed: int) -> list:
     hidden, inner, layers, words = (768, 3072, 12, 30522) if device.is_real else (8, 16, 2, 30)
     layer = [(hidden,)] * 9 + [(inner,)] + [(hidden, hidden)] * 4 + [(inner, hidden), (hidden, inner)]
     shapes = [(words, hidden), (512, hidden), (2, hidden), (hidden,), (hidden,)] + layers * layer
-    return [device.normal(*shape, seed=seed) for shape in shapes]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = device.xp.split(device.normal(int(ends[-1]), seed=seed), ends[:-1].tolist())
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _adamw(device: Device, dtype: np.dtype) -> Iterator[Case]:
@@ -354,13 +357,12 @@ def products(device: Device) -> list[dict]:
     for precision, dtype in (("bf16", BF16), ("tf32", FLOAT32), ("float32", FLOAT32)):
         gpu.allow_tf32(precision == "tf32")
         a, b = device.normal(n, n, dtype=dtype), device.normal(n, n, dtype=dtype, seed=1)
-        cublas = None
+        cublas = device.milliseconds(partial(LADDERS["matmul"].rungs["cuda_c_cublas"].forward, a, b))
         for name, rung in rungs_of_gpu("matmul", dtype, device):
             computes_in_tf32 = dtype == FLOAT32 and hasattr(rung, "tolerance")
-            if name != "reference" and computes_in_tf32 != (precision == "tf32") and dtype == FLOAT32:
+            if computes_in_tf32 != (precision == "tf32") and dtype == FLOAT32:
                 continue
             milliseconds = device.milliseconds(partial(rung.forward, a, b))
-            cublas = cublas or milliseconds  # the reference comes first
             results.append(
                 {
                     "precision": precision,

@@ -107,15 +107,47 @@ def _products(results: list[dict]) -> list[str]:
 
 
 def _steps(results: list[dict]) -> list[str]:
-    return [
+    names = ("minift", "PyTorch", "torch.compile", "launch by launch")
+    lines = [
         "## Training steps",
         "",
         "Forward, backward, clipping, AdamW; the median of the turns. The ratio is that of minift's time to eager",
         "PyTorch's on the same batch, the median over all batches; at most 1.0 is asked. Tokens are real ones.",
+        "`launch by launch` is minift without CUDA graphs.",
+        "",
+        *_table(("step", *names, "ratio", "tokens/s", "PyTorch", "peak", "PyTorch"), map(_step, results)),
+        "",
+        "What the GPU is busy with in one step, the mean of five; kernels that take least are summed up.",
+    ]
+    for result in results[:2]:
+        for side, kernels in result["kernels"].items():
+            lines += _kernels(f"{result['title']}, {side}", kernels)
+    return lines
+
+
+def _kernels(title: str, kernels: list[dict]) -> list[str]:
+    busy, launches = (sum(kernel[what] for kernel in kernels) for what in ("milliseconds", "launches"))
+    shown, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]
+    others = {
+        "name": f"{len(rest)} others",
+        "launches": sum(kernel["launches"] for kernel in rest),
+        "milliseconds": sum(kernel["milliseconds"] for kernel in rest),
+    }
+    return [
+        "",
+        f"{title}: busy for {busy:.2f} ms in {launches:.0f} launches.",
         "",
         *_table(
-            ("step", "minift", "PyTorch", "torch.compile", "ratio", "tokens/s", "PyTorch", "peak", "PyTorch"),
-            map(_step, results),
+            ("kernel", "launches", "ms", "share"),
+            (
+                (
+                    f"`{kernel['name'][:90]}`",
+                    f"{kernel['launches']:.0f}",
+                    f"{kernel['milliseconds']:.3f}",
+                    f"{kernel['milliseconds'] / busy:.0%}",
+                )
+                for kernel in [*shown, others]
+            ),
         ),
     ]
 
@@ -134,49 +166,14 @@ def _step(result: dict) -> tuple[str, ...]:
         ratio = f"**{median(ours / theirs for ours, theirs in pairs):.2f}**"
     return (
         result["title"],
-        *(shown(medians, side, "{:.1f} ms") for side in ("minift", "PyTorch", "torch.compile")),
+        *(
+            shown(medians, side, "{:.1f} ms")
+            for side in ("minift", "PyTorch", "torch.compile", "launch by launch")
+        ),
         ratio,
         *(shown(speeds, side, "{:,.0f}") for side in ("minift", "PyTorch")),
         *(shown(peaks, side, "{:.1f} GiB", 2**30) for side in ("minift", "PyTorch")),
     )
-
-
-def _profile(results: list[dict]) -> list[str]:
-    lines = [
-        "## Where a step's time goes",
-        "",
-        "What the GPU was busy with in one step, the mean of five; kernels that take least are summed up.",
-    ]
-    for result in results:
-        for side, kernels in result["sides"].items():
-            busy, launches = (sum(kernel[what] for kernel in kernels) for what in ("milliseconds", "launches"))
-            shown, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]
-            lines += [
-                "",
-                f"{result['title']}, {side}: busy for {busy:.2f} ms in {launches:.0f} launches.",
-                "",
-                *_table(
-                    ("kernel", "launches", "ms", "share"),
-                    (
-                        (
-                            f"`{kernel['name'][:90]}`",
-                            f"{kernel['launches']:.0f}",
-                            f"{kernel['milliseconds']:.3f}",
-                            f"{kernel['milliseconds'] / busy:.0%}",
-                        )
-                        for kernel in [*shown, _summed_up(rest)]
-                    ),
-                ),
-            ]
-    return lines
-
-
-def _summed_up(kernels: list[dict]) -> dict:
-    return {
-        "name": f"{len(kernels)} others",
-        "launches": sum(kernel["launches"] for kernel in kernels),
-        "milliseconds": sum(kernel["milliseconds"] for kernel in kernels),
-    }
 
 
 def _table(head: tuple[str, ...], rows) -> list[str]:
@@ -192,6 +189,5 @@ PARTS = {
     "attention": _attention,
     "products": _products,
     "steps": _steps,
-    "profile": _profile,
 }
 """What can be measured, in the order of the page."""

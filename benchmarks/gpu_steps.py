@@ -5,14 +5,15 @@ neither a checkpoint nor a tokenizer has to be at hand.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from gpu_device import Device, torch_or_none
 from minift_kernels import gpu
 
 import minift
+from minift.cuda_graph import GraphedPass, plain_pass
 from minift.data import Batch
 from minift.models.architecture import initialize
 from minift.models.bert import ARCHITECTURE, BertConfig
@@ -67,40 +68,70 @@ def races(device: Device) -> list[Race]:
 
 
 def run(device: Device, race: Race, with_compile: bool) -> dict:
-    """The times of each side's turns, in milliseconds, and the most memory it took, in bytes."""
+    """The times of each side's turns, in milliseconds, the most memory it took, in bytes, and its kernels.
+
+    minift and PyTorch take turns; what is told beside them runs afterwards, on the same batches.
+    """
     device.forget()
-    vocabulary = vocabulary_of(device)
+    vocabulary = device.size(30522, 60)
     batches = batches_of(race, vocabulary)
-    sides: dict[str, Callable] = {"minift": minift_side(device, race.precision, vocabulary)}
-    peaks: dict[str, Callable[[], int]] = {"minift": device.peak_bytes}
-    torch = torch_or_none()
-    if torch is not None:
-        sides["PyTorch"] = torch_side(device, race.precision, vocabulary, compiled=False)
-        peaks["PyTorch"] = torch.cuda.max_memory_reserved if device.is_real else lambda: 0
-        if race.compiled and with_compile and device.is_real:
-            sides["torch.compile"] = torch_side(device, race.precision, vocabulary, compiled=True)
-    turns: dict[str, list[float]] = {side: [] for side in sides}
-    losses: dict[str, list[float]] = {side: [] for side in sides}
-    for number, (texts, labels) in enumerate(batches):
-        order = list(sides) if number % 2 == 0 else list(reversed(sides))
-        for side in order:
-            start = time.perf_counter()
-            losses[side].append(sides[side](texts, labels))
-            device.synchronize()
-            turns[side].append(1000 * (time.perf_counter() - start))
+    sides = {"minift": Minift(device, race.precision, vocabulary, in_graphs=True)}
+    if torch_or_none() is not None:
+        sides["PyTorch"] = PyTorch(device, race.precision, vocabulary, compiled=False)
+    milliseconds = take_turns(device, sides, batches)
+    peaks = {name: side.peak_bytes() for name, side in sides.items()}
+    kernels = {}
+    if device.is_real and "PyTorch" in sides:
+        seen = batches[-5:]  # of sizes that have occurred: a graph that is made now would be seen, too
+        kernels = {name: kernels_of(device, side, seen) for name, side in sides.items()}
+    beside = {"launch by launch": Minift(device, race.precision, vocabulary, in_graphs=False)}
+    if race.compiled and with_compile and device.is_real and "PyTorch" in sides:
+        beside["torch.compile"] = PyTorch(device, race.precision, vocabulary, compiled=True)
+    for name, side in beside.items():
+        milliseconds |= take_turns(device, {name: side}, batches)
     gpu.allow_tf32(False)
     return {
         "name": race.name,
         "title": race.title,
         "tokens": [sum(lengths) for lengths in race.lengths[WARM_UP:]],
-        "milliseconds": {side: times[WARM_UP:] for side, times in turns.items()},
-        "losses": losses,
-        "peak_bytes": {side: peak() for side, peak in peaks.items()},
+        "milliseconds": milliseconds,
+        "losses": {name: side.losses for name, side in (sides | beside).items()},
+        "peak_bytes": peaks,
+        "kernels": kernels,
     }
 
 
-def vocabulary_of(device: Device) -> int:
-    return device.size(30522, 60)
+def take_turns(device: Device, sides: "dict[str, Minift | PyTorch]", batches: list) -> dict[str, list[float]]:
+    """Milliseconds of each side's steps, one a batch, those of the warm-up left out."""
+    turns: dict[str, list[float]] = {name: [] for name in sides}
+    for number, (texts, labels) in enumerate(batches):
+        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name in order:
+            start = time.perf_counter()
+            sides[name].step(texts, labels)
+            device.synchronize()
+            turns[name].append(1000 * (time.perf_counter() - start))
+    return {name: times[WARM_UP:] for name, times in turns.items()}
+
+
+def kernels_of(device: Device, side: "Minift | PyTorch", batches: list) -> list[dict]:
+    """What the GPU does in a step, kernel by kernel, longest first; PyTorch's profiler sees minift's launches, too."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        for batch in batches:
+            side.step(*batch)
+        device.synchronize()
+    kernels = [
+        {
+            "name": event.key,
+            "launches": event.count / len(batches),
+            "milliseconds": event.self_device_time_total / 1000 / len(batches),
+        }
+        for event in seen.key_averages()
+        if event.self_device_time_total > 0
+    ]
+    return sorted(kernels, key=lambda kernel: -kernel["milliseconds"])
 
 
 def batches_of(race: Race, vocabulary: int) -> list:
@@ -112,66 +143,39 @@ def batches_of(race: Race, vocabulary: int) -> list:
     ]
 
 
-def profile(device: Device, race: Race) -> dict:
-    """What the GPU does in a step of each side, kernel by kernel; PyTorch's profiler sees minift's launches too."""
-    torch = torch_or_none()
-    if torch is None or not device.is_real:
-        return {"title": race.title, "sides": {}}
-    vocabulary, steps, sides = vocabulary_of(device), 5, {}
-    batches = batches_of(race, vocabulary)[: WARM_UP + steps]
-    for name in ("minift", "PyTorch"):
-        device.forget()
-        step = (
-            minift_side(device, race.precision, vocabulary)
-            if name == "minift"
-            else torch_side(device, race.precision, vocabulary, compiled=False)
-        )
-        for batch in batches[:WARM_UP]:
-            step(*batch)
-        device.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-            for batch in batches[WARM_UP:]:
-                step(*batch)
-            device.synchronize()
-        kernels = [
-            {
-                "name": event.key,
-                "launches": event.count / steps,
-                "milliseconds": event.self_device_time_total / 1000 / steps,
-            }
-            for event in seen.key_averages()
-            if event.self_device_time_total > 0
-        ]
-        sides[name] = sorted(kernels, key=lambda kernel: -kernel["milliseconds"])
-    return {"title": race.title, "sides": sides}
-
-
 def configuration(device: Device, vocabulary: int) -> dict:
     """The shape of the model, under the names that both libraries have for it."""
     small = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     return dict(vocab_size=vocabulary) | ({} if device.is_real else small)
 
 
-def minift_side(device: Device, precision: str, vocabulary: int) -> Callable:
-    """A function of texts (arrays of ids) and labels that takes a training step and returns the loss."""
-    minift.manual_seed(0)
-    config = BertConfig(**configuration(device, vocabulary))
-    model = TextClassification(ARCHITECTURE, config, ["negative", "positive"], None)  # pyright: ignore
-    initialize(dict(model.named_parameters()), config.initializer_range)
-    model.to(device="cuda").train()
-    optimizer = minift.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
-    schedule = minift.linear_schedule(optimizer, 1000, warmup_steps=100)
+class Minift:
+    """minift's steps: in CUDA graphs, as `minift finetune` has them on a GPU, or launch by launch."""
 
-    def step(texts, labels) -> float:
-        model.compute_in(precision)  # here, because tf32 is a switch of the whole process
-        loss = minift.cross_entropy(model(packed(texts, labels)), labels)
-        loss.backward()
-        optimizer.step(max_grad_norm=1.0)
-        schedule.step()
-        optimizer.zero_grad()
-        return loss.item()
+    def __init__(self, device: Device, precision: str, vocabulary: int, in_graphs: bool):
+        minift.manual_seed(0)
+        self.device = device
+        config = BertConfig(**configuration(device, vocabulary))
+        model = TextClassification(ARCHITECTURE, config, ["negative", "positive"], None)  # pyright: ignore
+        initialize(dict(model.named_parameters()), config.initializer_range)
+        model.to(device="cuda").compute_in(precision).train()
+        self.optimizer = minift.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
+        self.schedule = minift.linear_schedule(self.optimizer, 1000, warmup_steps=100)
+        self.run_pass = GraphedPass(model) if in_graphs else partial(plain_pass, model)
 
-    return step
+        self.losses: list[float] = []
+
+    def step(self, texts, labels) -> None:
+        """A training step, whose loss is added to `losses`."""
+        self.losses.append(self.run_pass(packed(texts, labels)).item())
+        self.optimizer.step(max_grad_norm=1.0)
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def peak_bytes(self) -> int:
+        """What its pools have taken of the GPU's memory."""
+        held = self.run_pass.bytes_held() if isinstance(self.run_pass, GraphedPass) else 0
+        return self.device.peak_bytes() + held
 
 
 def packed(texts, labels) -> Batch:
@@ -185,21 +189,27 @@ def packed(texts, labels) -> Batch:
     )
 
 
-def torch_side(device: Device, precision: str, vocabulary: int, compiled: bool) -> Callable:
+class PyTorch:
     """The same in PyTorch with transformers: fused AdamW, foreach clipping, each batch padded to its longest."""
-    import torch
-    import transformers
 
-    place = "cuda" if device.is_real else "cpu"
-    torch.manual_seed(0)
-    config = transformers.BertConfig(**configuration(device, vocabulary), num_labels=2)
-    model = transformers.BertForSequenceClassification(config).to(place).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 100, 1000)
-    forward = torch.compile(model) if compiled else model
+    def __init__(self, device: Device, precision: str, vocabulary: int, compiled: bool):
+        import torch
+        import transformers
 
-    def step(texts, labels) -> float:
+        self.torch, self.place, self.precision = torch, "cuda" if device.is_real else "cpu", precision
+        torch.manual_seed(0)
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        config = transformers.BertConfig(**configuration(device, vocabulary), num_labels=2)
+        self.model = transformers.BertForSequenceClassification(config).to(self.place).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
+        self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, 100, 1000)
+        self.forward = torch.compile(self.model) if compiled else self.model
+
+        self.losses: list[float] = []
+
+    def step(self, texts, labels) -> None:
+        """A training step, whose loss is added to `losses`."""
+        torch = self.torch
         longest = max(map(len, texts))
         ids, mask = np.zeros((2, len(texts), longest), np.int64)
         for row, text in enumerate(texts):
@@ -207,14 +217,18 @@ def torch_side(device: Device, precision: str, vocabulary: int, compiled: bool) 
         batch = {"input_ids": ids, "labels": labels}
         if not mask.all():  # a mask of ones alone would only cost PyTorch time
             batch["attention_mask"] = mask
-        batch = {name: torch.from_numpy(np.asarray(values)).to(place) for name, values in batch.items()}
-        with torch.autocast(place, torch.bfloat16, enabled=precision == "bf16"):
-            loss = forward(**batch).loss
+        batch = {
+            name: torch.from_numpy(np.asarray(values)).to(self.place) for name, values in batch.items()
+        }
+        with torch.autocast(self.place, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.forward(**batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss.item())
 
-    return step
+    def peak_bytes(self) -> int:
+        """What its pool has taken of the GPU's memory."""
+        return self.torch.cuda.max_memory_reserved() if self.place == "cuda" else 0

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from minift_kernels.arrays import array_namespace
 
 from minift.checkpoint import open_file
 from minift.errors import InputError
@@ -368,7 +369,8 @@ class Batch:
     @property
     def segments(self) -> np.ndarray:
         """(B, 2): where each text starts, and where it ends (exclusive)."""
-        return np.stack([self.offsets[:-1], self.offsets[1:]], axis=1)
+        xp = array_namespace(self.offsets)
+        return xp.stack([self.offsets[:-1], self.offsets[1:]], axis=1)
 
 
 def pack(encodings: Sequence[Encoding], labels: Any = None) -> Batch:

@@ -35,15 +35,21 @@ def cross_entropy(
     """
     rows, classes = logits.shape
     xp = array_namespace(logits.data)
-    indices = label_indices(targets, logits.labels, classes, ignore_index)
+    on_gpu = xp is not np and isinstance(targets, type(logits.data))
+    # Targets that are on a GPU already are not looked at: that would have to wait for it.
+    indices = targets if on_gpu else label_indices(targets, logits.labels, classes, ignore_index)
     if indices.shape != (rows,):
         raise InputError(f"cross_entropy: {indices.size} targets for {rows} rows of logits")
     counted = indices != ignore_index
-    # What decides and divides is computed here, in NumPy: to ask a GPU for it would be to wait for it.
-    weights = None if class_weights is None else as_numpy(class_weights).astype(logits.dtype)
-    total = counted.sum() if weights is None else weights[indices[counted]].sum()
-    if total == 0:
-        raise InputError(f"cross_entropy: all {rows} targets are ignored, so there is nothing to average")
+    weights = None if class_weights is None else class_weights.astype(logits.dtype)
+    if on_gpu:
+        total = (counted if weights is None else weights[xp.where(counted, indices, 0)] * counted).sum()
+    else:
+        # What decides and divides is computed in NumPy: to ask a GPU for it would be to wait for it.
+        total = counted.sum() if weights is None else as_numpy(weights)[indices[counted]].sum()
+        if total == 0:
+            raise InputError(f"cross_entropy: all {rows} targets are ignored, so there is nothing to average")
+    total = total.astype(logits.dtype)
 
     logits_data = logits.data
     weights = None if weights is None else xp.asarray(weights)
@@ -55,7 +61,7 @@ def cross_entropy(
         dlosses = xp.full(rows, dy / total, dtype=logits_data.dtype)
         return (cross_entropy_kernels.backward(dlosses, logits_data, logsumexp, *options),)
 
-    return Tensor(losses.sum() / logits_data.dtype.type(total), parents=(logits,), backward=backward)
+    return Tensor(losses.sum() / total, parents=(logits,), backward=backward)
 
 
 def mse_loss(predictions: Tensor, targets: Array) -> Tensor:

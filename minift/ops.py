@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     their gradients come back in float32.
     """
     weight_dtype, weight_data = weight.dtype, weight.data.astype(x.dtype, copy=False)
-    bias_data = None if bias is None else bias.data.astype(x.dtype, copy=False)
+    bias_data = None if bias is None else bias.data
     y = matmul_kernels.forward(x.data, weight_data.T, bias_data)  # (T, out)
     saved_weight = weight_data if x.requires_grad else None  # dx needs W
     saved_x = x.data if weight.requires_grad else None  # dW needs x

@@ -224,7 +224,10 @@ class Tensor:
         """A number or array beside this tensor, in this tensor's dtype, so that 2.0 * x stays float32."""
         if isinstance(other, Tensor):
             return other
-        return Tensor(array_namespace(self.data).asarray(other, dtype=self.dtype))
+        xp = array_namespace(self.data)
+        if isinstance(other, (int, float)):
+            return Tensor(xp.full((), other, self.dtype))
+        return Tensor(xp.asarray(other, dtype=self.dtype))
 
     def exp(self) -> "Tensor":
         """y = e^x."""

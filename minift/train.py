@@ -6,17 +6,19 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
 from minift import checkpoint, random, training_state
+from minift.cuda_graph import GraphedPass, plain_pass
 from minift.data import Batch, Columns
 from minift.device import explaining_out_of_memory
 from minift.errors import DivergedError, InputError
 from minift.evaluate import examine
-from minift.history import detect_anomaly, no_grad
+from minift.history import Array, detect_anomaly, no_grad
 from minift.load import load
 from minift.methods import apply_method, parse_options
 from minift.methods.method import Method
@@ -160,6 +162,7 @@ def finetune(
     total_steps = config.epochs * steps_per_epoch
     schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
 
+    run_pass = GraphedPass(model) if config.device == "cuda" else partial(plain_pass, model)
     movement = Movement(model, total_steps)
     report = Report(model, movement, train_set, dev_set, config, total_steps)
 
@@ -189,7 +192,7 @@ def finetune(
             ):
                 progress.step += 1
                 line = {"step": progress.step, "epoch": epoch + 1}
-                line |= _step(model, batch, optimizer, movement, progress.step, config.max_grad_norm)
+                line |= _step(model, run_pass, batch, optimizer, movement, progress.step, config.max_grad_norm)
                 schedule.step()
 
                 progress.tokens += batch.tokens
@@ -247,6 +250,7 @@ def _start_anew(
 
 def _step(
     model: TaskModel,
+    run_pass: Callable[[Batch], Array],
     batch: Batch,
     optimizer: AdamW,
     movement: Movement,
@@ -257,10 +261,8 @@ def _step(
     started = time.perf_counter()
     rate = optimizer.param_groups[0]["lr"]
     calls_before = random.default_generator.calls
-    loss = model.loss(model(batch), batch)
-    loss.backward()
     # Only here does Python wait for a GPU: it has been told all of the step but the update.
-    loss_value = loss.item()
+    loss_value = run_pass(batch).item()
     if not math.isfinite(loss_value):
         _explain(model, batch, number, loss_value, calls_before)
     with movement.measuring(number) as measured:

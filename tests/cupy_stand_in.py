@@ -4,6 +4,8 @@ Its arrays refuse every operation with NumPy's, as CuPy's do; `asarray(numpy_arr
 Scalars of NumPy and of Python are welcome, as in CuPy, and a sum is an array without axes, not a number. Whatever
 would make Python wait for a GPU (`.get()`, `.item()`, `float()`, `bool()`) is counted in `waits`. RawModule runs CUDA C
 on the CPU, by way of the project's own emulator, so a kernel is launched by the very lines that launch it on a GPU.
+cuBLAS is the one function that is called, by addresses as there. A stream can be captured in a graph, which is the list
+of what was done, to be done again to the same arrays.
 
     with installed() as cupy:
         x = cupy.asarray(np.ones(3))
@@ -11,15 +13,17 @@ on the CPU, by way of the project's own emulator, so a kernel is launched by the
 What CuPy has and is not here raises AttributeError: extend the lists below, after reading CuPy's documentation.
 """
 
+import ctypes
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import ml_dtypes
 import numpy as np
-from minift_kernels import cuda_cpu, gpu
+from minift_kernels import cublas, cuda_cpu, gpu
 
 SCALARS = (bool, int, float, np.generic)
 
@@ -27,9 +31,30 @@ waits = 0
 """How often Python had to wait for the GPU."""
 
 
+captured: list[Callable] | None = None
+"""What has been done since a stream's capture began; None where none is captured."""
+
+
 def _wait() -> None:
     global waits
+    if captured is not None:
+        raise RuntimeError("the current stream is capturing, so synchronous API calls are disallowed")
     waits += 1
+
+
+def _do(action: Callable) -> None:
+    """Do something to arrays; a graph does it again."""
+    action()
+    if captured is not None:
+        captured.append(action)
+
+
+def _made(compute: Callable) -> "ndarray":
+    """A new array (or a view, which stays one). A graph computes it again, into the same memory."""
+    host = np.asarray(compute())
+    if captured is not None:
+        captured.append(lambda: np.copyto(host, compute()))
+    return ndarray(host)
 
 
 def _unwrap(value):
@@ -43,20 +68,22 @@ def _unwrap(value):
     return value
 
 
-def _wrap(value):
-    if isinstance(value, (np.ndarray, np.generic)):
-        return ndarray(np.asarray(value))
-    return value
-
-
 class ndarray:
     """cupy.ndarray, with its values in `_host`."""
 
     __array_ufunc__ = None  # NumPy's scalars leave their operators to ours
     __hash__ = None
 
-    def __init__(self, host: np.ndarray):
-        self._host = host
+    def __init__(self, host, dtype=None, memptr=None, strides=None):
+        """Of an array in the computer's memory; or, as CuPy has it, of a shape, a dtype and a place in memory."""
+        self._host = host if memptr is None else _array_at(memptr.ptr, host, dtype, strides)
+
+    def set(self, values: np.ndarray) -> None:
+        if captured is not None:
+            raise RuntimeError("the current stream is capturing, so synchronous API calls are disallowed")
+        assert isinstance(values, np.ndarray)
+        assert values.dtype == self.dtype
+        self._host[...] = values
 
     def __array__(self, *arguments, **options):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
@@ -100,15 +127,18 @@ class ndarray:
         return ndarray(self._host.T)
 
     def __getitem__(self, index):
-        return ndarray(np.asarray(self._host[_unwrap(index)]))
+        host, index = self._host, _unwrap(index)
+        return _made(lambda: host[index])
 
     def __setitem__(self, index, value):
-        self._host[_unwrap(index)] = _unwrap(value)
+        host, index, value = self._host, _unwrap(index), _unwrap(value)
+        _do(lambda: host.__setitem__(index, value))
 
     def _in_place(self, name, other):
         if not isinstance(other, (ndarray, *SCALARS)):
             raise TypeError(f"Unsupported type {type(other)}")
-        getattr(self._host, name)(_unwrap(other))
+        host, other = self._host, _unwrap(other)
+        _do(lambda: getattr(host, name)(other))
         return self
 
 
@@ -119,7 +149,8 @@ def _add_operators() -> None:
                 if isinstance(other, np.ndarray):
                     raise TypeError(f"Unsupported type {type(other)}")
                 return NotImplemented
-            return _wrap(getattr(self._host, name)(_unwrap(other)))
+            host, other = self._host, _unwrap(other)
+            return _made(lambda: getattr(host, name)(other))
 
         return operator
 
@@ -132,18 +163,20 @@ def _add_operators() -> None:
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         setattr(ndarray, f"__{name}__", binary(f"__{name}__"))
     for name in ("neg", "pos", "abs", "invert"):
-        setattr(ndarray, f"__{name}__", lambda self, name=f"__{name}__": _wrap(getattr(self._host, name)()))
+        setattr(ndarray, f"__{name}__", lambda self, name=f"__{name}__": _made(getattr(self._host, name)))
 
     def method(name):
         def call(self, *arguments, **options):
             options = {key: _unwrap(value) for key, value in options.items()}
-            return _wrap(getattr(self._host, name)(*map(_unwrap, arguments), **options))
+            arguments = tuple(map(_unwrap, arguments))
+            host = self._host
+            return _made(lambda: getattr(host, name)(*arguments, **options))
 
         return call
 
     for name in (
         *("sum", "mean", "max", "min", "argmax", "any", "all", "astype", "copy", "reshape", "ravel"),
-        *("transpose", "fill", "view", "squeeze", "swapaxes"),
+        *("transpose", "view", "squeeze", "swapaxes"),
     ):
         setattr(ndarray, name, method(name))
     for name in ("shape", "dtype", "size", "ndim", "nbytes", "itemsize", "strides", "flags"):
@@ -178,13 +211,14 @@ class _Kernel:
     def __call__(self, grid, block, args, *, shared_mem=0):
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise ValueError(f"the kernel was not set up for {shared_mem} bytes of shared memory")
-        self.kernel(grid, block, tuple(map(_unwrap, args)), shared_mem=shared_mem)
+        arguments = tuple(map(_unwrap, args))
+        _do(lambda: self.kernel(grid, block, arguments, shared_mem=shared_mem))
 
 
 FUNCTIONS = """
     empty empty_like zeros zeros_like ones ones_like full full_like arange ascontiguousarray broadcast_to expand_dims
-    concatenate stack where choose exp log log1p sqrt tanh square abs maximum minimum isfinite isnan isneginf matmul
-    frexp argsort cumsum repeat searchsorted argmax max sum prod clip logical_and
+    concatenate stack where exp log log1p sqrt tanh square abs maximum minimum isfinite isnan isneginf matmul
+    argsort cumsum repeat searchsorted argmax max sum prod clip logical_and
 """.split()
 
 CONSTANTS = (
@@ -195,7 +229,8 @@ CONSTANTS = (
 def _function(name):
     def call(*arguments, **options):
         options = {key: _unwrap(value) for key, value in options.items()}
-        return _wrap(getattr(np, name)(*map(_unwrap, arguments), **options))
+        arguments = tuple(map(_unwrap, arguments))
+        return _made(lambda: getattr(np, name)(*arguments, **options))
 
     return call
 
@@ -203,14 +238,92 @@ def _function(name):
 def _array(data, dtype=None, copy=True):
     """asarray and array: the bridge from NumPy."""
     if isinstance(data, ndarray):
-        return ndarray(np.array(data._host, dtype, copy=copy or None))
+        host = data._host
+        return _made(lambda: np.array(host, dtype, copy=copy or None))
+    if captured is not None:
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
     return ndarray(np.array(data, dtype))
+
+
+def _add_at(a: ndarray, index, b) -> None:
+    if a.dtype.name not in ("int32", "int64", "float16", "float32", "float64", "uint32", "uint64"):
+        raise TypeError(f"cupy.add.at does not take {a.dtype}")
+    a, index, b = _unwrap(a), _unwrap(index), _unwrap(b)
+    _do(lambda: np.add.at(a, index, b))
 
 
 def _erf(x: ndarray) -> ndarray:
     if x.dtype not in (np.float32, np.float64):
         raise TypeError("erf takes float32 and float64")
-    return ndarray(np.vectorize(math.erf, otypes=[x.dtype])(x._host) if x.size else x._host.copy())
+    host = x._host
+    return _made(lambda: np.vectorize(math.erf, otypes=[host.dtype])(host) if host.size else host.copy())
+
+
+def _array_at(address: int, shape, dtype, strides) -> np.ndarray:
+    """The array that lies in memory there."""
+    dtype = np.dtype(dtype)
+    reach = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    memory = (ctypes.c_char * (reach if 0 not in shape else 0)).from_address(address)
+    return np.ndarray(shape, dtype, memory, strides=strides)
+
+
+def _gemm_ex(
+    a_operation, b_operation, m, n, k, a, a_kind, a_lead, b, b_kind, b_lead, beta, c, c_kind, c_lead, compute
+):
+    """What cublas.gemm_ex has cuBLAS do, in float32, on matrices that lie in memory column by column."""
+    dtypes = {cublas._FLOAT32: np.dtype(np.float32), cublas._BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+
+    def matrix(address, kind, rows, columns, lead):
+        size = dtypes[kind].itemsize
+        assert lead >= max(1, rows)
+        return _array_at(address, (rows, columns), dtypes[kind], (size, lead * size))
+
+    def factor(operation, address, kind, rows, columns, lead):
+        if operation == cublas._TRANSPOSED:
+            return matrix(address, kind, columns, rows, lead).T
+        return matrix(address, kind, rows, columns, lead)
+
+    a, b = factor(a_operation, a, a_kind, m, k, a_lead), factor(b_operation, b, b_kind, k, n, b_lead)
+    c = matrix(c, c_kind, m, n, c_lead)
+
+    def multiply():
+        before = beta.value * c.astype(np.float32) if beta.value else 0
+        c[...] = a.astype(np.float32) @ b.astype(np.float32) + before
+
+    _do(multiply)
+
+
+class Stream:
+    """A stream that can be captured; the current one is always this machine's only one."""
+
+    ptr = 0
+
+    def __init__(self, non_blocking: bool = False):
+        assert non_blocking, "the default stream would take part in the capture"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def begin_capture(self) -> None:
+        global captured
+        captured = []
+
+    def end_capture(self) -> "Graph":
+        global captured
+        graph, captured = Graph(captured), None
+        return graph
+
+
+class Graph:
+    def __init__(self, actions: list[Callable]):
+        self.actions = actions
+
+    def launch(self, stream) -> None:
+        for action in self.actions:
+            action()
 
 
 class OutOfMemoryError(MemoryError):
@@ -228,29 +341,27 @@ def _modules() -> dict[str, ModuleType]:
     cupy.array = _array
     cupy.asnumpy = lambda x: x.get()
     cupy.add = _function("add")
-    cupy.add.at = lambda a, index, b: np.add.at(_unwrap(a), _unwrap(index), _unwrap(b))
+    cupy.add.at = _add_at
+    cupy.frexp = lambda x: tuple(_made(lambda part=part: np.frexp(x._host)[part]) for part in range(2))
     cupy.is_available = lambda: True
     cupy.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 3 * 2**30)
     properties = {"name": b"Stand-in GPU", "totalGlobalMem": 8 * 2**30}
+    cupy.split = lambda x, ends: list(map(ndarray, np.split(x._host, ends)))
     cupy.cuda = SimpleNamespace(
         Device=lambda: SimpleNamespace(synchronize=_wait, mem_info=(5 * 2**30, 8 * 2**30)),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(getDeviceProperties=lambda device: properties),
+        Stream=Stream,
+        get_current_stream=lambda: SimpleNamespace(ptr=0),
+        MemoryPool=lambda: SimpleNamespace(malloc=None, total_bytes=lambda: 0),
+        using_allocator=lambda malloc: nullcontext(),
+        UnownedMemory=lambda ptr, size, owner: SimpleNamespace(ptr=ptr, owner=owner),
+        MemoryPointer=lambda memory, offset: SimpleNamespace(ptr=memory.ptr + offset, owner=memory),
     )
-    compute_types = {}
-    linalg = SimpleNamespace(
-        COMPUTE_TYPE_DEFAULT=0,
-        COMPUTE_TYPE_TF32=3,
-        set_compute_type=compute_types.__setitem__,
-        chosen=compute_types,
-    )
-    core = ModuleType("cupy._core")
-    core._routines_linalg = linalg
     special = ModuleType("cupyx.scipy.special")
     special.erf = _erf
     return {
         "cupy": cupy,
-        "cupy._core": core,
         "cupyx": ModuleType("cupyx"),
         "cupyx.scipy": ModuleType("cupyx.scipy"),
         "cupyx.scipy.special": special,
@@ -263,8 +374,9 @@ def installed() -> Iterator[ModuleType]:
     global waits
     modules = _modules()
     before = {name: sys.modules.get(name) for name in modules}
-    caches = (gpu.why_no_gpu, gpu._compiled)
+    caches, gemm_ex = (gpu.why_no_gpu, gpu._compiled), cublas.gemm_ex
     sys.modules.update(modules)
+    cublas.gemm_ex = _gemm_ex
     for cache in caches:
         cache.cache_clear()
     waits = 0
@@ -272,6 +384,7 @@ def installed() -> Iterator[ModuleType]:
         yield modules["cupy"]
     finally:
         gpu.allow_tf32(False)
+        cublas.gemm_ex = gemm_ex
         for cache in caches:
             cache.cache_clear()
         for name, module in before.items():

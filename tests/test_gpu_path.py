@@ -249,7 +249,7 @@ def test_no_memory_left_is_one_line(run, tiny, tmp_path, cupy, monkeypatch):
     def fail(*arguments, **options):
         raise cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 9,000,000,000 bytes")
 
-    monkeypatch.setattr(matmul.ladder.rungs["reference"], "forward", fail)
+    monkeypatch.setattr(matmul.ladder.rungs["cuda_c_cublas"], "forward", fail)
     status, _, error = run(
         "finetune",
         "--model",

@@ -6,7 +6,7 @@ import cupy_stand_in
 import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels import OPERATIONS, gpu
+from minift_kernels import OPERATIONS, cublas, gpu
 from minift_kernels.ladder import Ladder
 from test_gpu_path import LABELS, TEXTS, config, small
 from tiny import make_model
@@ -101,8 +101,9 @@ def test_prediction_in_bf16(tiny):
         assert mixed.probabilities == pytest.approx(plain.probabilities, abs=0.02)
 
 
-def test_tf32_is_a_switch_of_cublas_and_of_the_ladder(tiny, cupy):
-    from cupy._core import _routines_linalg as linalg
+def test_tf32_is_a_switch_of_cublas_and_of_the_ladder(tiny, cupy, monkeypatch):
+    gemm_ex, modes = cublas.gemm_ex, []
+    monkeypatch.setattr(cublas, "gemm_ex", lambda *given: (modes.append(given[-1]), gemm_ex(*given)))
 
     class Exact:
         pass
@@ -114,11 +115,13 @@ def test_tf32_is_a_switch_of_cublas_and_of_the_ladder(tiny, cupy):
     single, half = cupy.ones(1, np.float32), cupy.ones(1, ml_dtypes.bfloat16)
     assert ladder.default(single) == "cuda_c_plain"
     assert ladder.default(half) == "cuda_c_tensor_core"
-    minift.load(tiny / "model", device="cuda", precision="tf32")
-    assert linalg.chosen == {np.dtype(np.float32): linalg.COMPUTE_TYPE_TF32}
+    model = minift.load(tiny / "model", device="cuda", precision="tf32")
+    model.predict(TEXTS)
+    assert set(modes) == {cublas._IN_TF32}
     assert ladder.default(single) == "cuda_c_tensor_core"
-    minift.load(tiny / "model", device="cuda")
-    assert linalg.chosen == {np.dtype(np.float32): linalg.COMPUTE_TYPE_DEFAULT}
+    modes.clear()
+    minift.load(tiny / "model", device="cuda").predict(TEXTS)
+    assert set(modes) == {cublas._IN_FLOAT32}
     assert ladder.default(single) == "cuda_c_plain"
     with minift.use_kernels("cuda_c"):
         assert ladder.choose(single) == "cuda_c_plain", "who wishes for the family keeps float32"

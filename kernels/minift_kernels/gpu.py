@@ -39,10 +39,8 @@ def contiguous(x) -> Any:
     """
     if x is None:
         return None
-    xp = array_namespace(x)
-    x = xp.ascontiguousarray(x)
-    is_aligned = xp is np or x.data.ptr % 16 == 0  # a NumPy array is put at such an address by the launch
-    return x if is_aligned else x.copy()
+    is_aligned = isinstance(x, np.ndarray) or x.data.ptr % 16 == 0  # the launch aligns a NumPy array itself
+    return x if is_aligned and x.flags.c_contiguous else x.copy(order="C")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -134,14 +132,9 @@ def tf32_is_allowed() -> bool:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let tensor cores compute products of float32 in tf32, in cuBLAS and in the rungs that can; or not."""
+    """Let tensor cores compute products of float32 in tf32, in the rungs that can; or not."""
     global _tf32
     _tf32 = allowed
-    if why_no_gpu() is None:
-        from cupy._core import _routines_linalg as linalg
-
-        kind = linalg.COMPUTE_TYPE_TF32 if allowed else linalg.COMPUTE_TYPE_DEFAULT
-        linalg.set_compute_type(np.dtype(np.float32), kind)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -55,15 +55,11 @@ class RungError(ValueError):
 
 
 class Ladder:
-    """The rungs of one operation: an explicit dict from a rung's name to the object with its functions.
+    """The rungs of one operation: an explicit dict from a rung's name to the object with its functions."""
 
-    `on_gpu` is the family that a GPU's arrays take by default, where it is not the fastest that takes them.
-    """
-
-    def __init__(self, operation: str, rungs: dict[str, Any], on_gpu: str | None = None):
+    def __init__(self, operation: str, rungs: dict[str, Any]):
         self.operation = operation
         self.rungs = rungs
-        self.on_gpu = on_gpu
         self._defaults: dict[tuple, str] = {}
 
     def rung(self, x) -> Any:
@@ -100,10 +96,8 @@ class Ladder:
 
     def _fastest_taker(self, x) -> str:
         on_cpu = isinstance(x, np.ndarray)
-        families = (
-            ("numba_cpu", "reference") if on_cpu else (self.on_gpu, "cuda_c", "numba_cuda", "reference")
-        )
-        takers = (self._last(name, x) for name in families if name is not None and why_not(name, x) is None)
+        families = ("numba_cpu", "reference") if on_cpu else ("cuda_c", "numba_cuda", "reference")
+        takers = (self._last(name, x) for name in families if why_not(name, x) is None)
         return next(rung for rung in takers if rung is not None)
 
     def _last(self, family: str, x) -> str | None:

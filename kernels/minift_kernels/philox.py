@@ -56,6 +56,17 @@ def word_threshold(p: float) -> np.uint32:
     return np.uint32(min(drop_threshold(p), 2**32 - 1))
 
 
+def mask_arguments(p: float, key) -> tuple:
+    """What CUDA C takes for a mask: threshold, scale, and the key's seed, call and the address of the calls before.
+
+    `key` is two integers or, for launches that a CUDA graph writes down, a third thing: a uint32 on the GPU, to
+    which the second adds.
+    """
+    seed, call, *calls_before = key
+    scalars = word_threshold(p), np.float32(keep_scale(p)), np.uint32(seed), np.uint32(call)
+    return (*scalars, calls_before[0] if calls_before else None)
+
+
 @inlined_as_written
 def philox_words(words, c0, c1, c2, c3, k0, k1):
     """Fill words (4 n,) from the counters (c0 + 0, c1, c2, c3) to (c0 + n - 1, c1, c2, c3); all are uint32.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from minift_kernels.arrays import array_namespace
 
 from minift import ops
 from minift.data import Batch
@@ -185,8 +186,9 @@ class BertEncoder(Module):
             x = layer(x, segments)  # (T, H)
         if not first_only:
             return x
-        texts = np.arange(len(segments))
-        row_of_each = np.stack([texts, texts + 1], axis=1)  # (B, 2)
+        xp = array_namespace(segments)
+        texts = xp.arange(len(segments))
+        row_of_each = xp.stack([texts, texts + 1], axis=1)  # (B, 2)
         return self.layer[-1](x[segments[:, 0]], row_of_each, context=(x, segments))  # (B, H)
 
 

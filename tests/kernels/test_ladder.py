@@ -10,7 +10,7 @@ import minift_kernels
 import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels import OPERATIONS, attention, gelu, gpu, softmax, use_kernels
+from minift_kernels import OPERATIONS, attention, gelu, gpu, matmul, softmax, use_kernels
 from minift_kernels.ladder import Ladder, RungError
 
 KERNELS = Path(minift_kernels.__file__).parent
@@ -106,13 +106,12 @@ class ArrayOfAGpu:
         self.dtype = np.dtype(dtype)
 
 
-def test_arrays_of_a_gpu_take_cuda_c_but_where_the_operation_says_otherwise():
-    rungs = softmax.ladder.rungs
+def test_arrays_of_a_gpu_take_cuda_c():
     single, double = ArrayOfAGpu(np.float32), ArrayOfAGpu(np.float64)
     assert softmax.ladder.default(single) == "cuda_c_warp"
     assert softmax.ladder.default(ArrayOfAGpu(ml_dtypes.bfloat16)) == "cuda_c_warp"
     assert softmax.ladder.default(double) == "reference"
-    assert Ladder("softmax", rungs, on_gpu="reference").default(single) == "reference"
+    assert matmul.ladder.default(single) == "cuda_c_cublas"
     with use_kernels("numba_cpu"), pytest.raises(RungError, match="takes float32 arrays of NumPy"):
         softmax.ladder.choose(single)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from minift_kernels import gpu
 from minift_kernels.arrays import array_namespace, check_segments
-from minift_kernels.philox import keep_scale, word_threshold
+from minift_kernels.philox import mask_arguments
 
 HERE = Path(__file__).parent
 
@@ -24,7 +24,7 @@ class Materialised:
         text_of_query = self._texts_of_rows(xp, problem.q_segments, len(q))
         probabilities = self._scores(q, k, problem, text_of_query, scale, causal)
         sizes = np.array([len(q), probabilities.shape[2]], np.int32)
-        arguments = (probabilities, logsumexp, *sizes, *_mask(dropout, key))
+        arguments = (probabilities, logsumexp, *sizes, *mask_arguments(dropout, key))
         gpu.launch(self.file, "attention_softmax", (-(-len(q) // 4), heads), (128,), arguments)
         arguments = (probabilities, v, problem.k_segments, text_of_query, out, *problem.sizes, sizes[1])
         self._launch_by_columns("attention_out", out, arguments)
@@ -44,7 +44,7 @@ class Materialised:
         dscores = xp.empty(scores.shape, np.float32)
         most_keys, scale = np.int32(scores.shape[2]), np.float32(scale)
         arguments = (dout, v, out, logsumexp, problem.k_segments, text_of_query, scores, dscores,
-                     *problem.sizes, most_keys, *_mask(dropout, key))  # fmt: skip
+                     *problem.sizes, most_keys, *mask_arguments(dropout, key))  # fmt: skip
         self._launch_by_scores("attention_dscores", q, scores, arguments)
         arguments = (dscores, k, problem.k_segments, text_of_query, dq, *problem.sizes, most_keys, scale)
         self._launch_by_columns("attention_dq", dq, arguments)
@@ -149,7 +149,8 @@ class _Problem:
         self.key_heads = k.shape[1] // self.size
         self.rows, self.key_rows = len(q), len(k)
         self.q_segments = _segments(q_segments, q)
-        self.k_segments = _segments(k_segments, k)
+        are_the_same = k_segments is q_segments and len(k) == len(q)
+        self.k_segments = self.q_segments if are_the_same else _segments(k_segments, k)
         self.sizes = np.array([len(q), len(k), heads, self.key_heads, self.size], np.int32)
 
     def most_keys(self):
@@ -174,7 +175,7 @@ class _Problem:
             raise ValueError(f"attention: flash kernels take a positive scale, not {scale}")
         texts = np.int32(len(self.q_segments))
         return (self.q_segments, self.k_segments, texts, *self.sizes, np.float32(scale), np.int32(causal),
-                *_mask(dropout, key))  # fmt: skip
+                *mask_arguments(dropout, key))  # fmt: skip
 
 
 def _segments(segments, x):
@@ -182,11 +183,6 @@ def _segments(segments, x):
     if isinstance(segments, np.ndarray):
         check_segments(segments, len(x))
     return gpu.contiguous(array_namespace(x).asarray(segments, np.int64))
-
-
-def _mask(dropout, key):
-    """The threshold, the scale and the key of dropout, as all kernels take them."""
-    return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
 
 
 materialised, flash, flash_tensor_core = Materialised(), Flash(), FlashTensorCore()

@@ -95,12 +95,13 @@ template <class T, int D>
 __global__ void flash_forward(const T* q, const T* k, const T* v, T* out, float* logsumexp,
                               const long long* q_segments, const long long* k_segments, int texts, int rows,
                               int key_rows, int heads, int key_heads, int size, float scale, int causal,
-                              unsigned int threshold, float keep_scale, unsigned int key0, unsigned int key1) {
+                              unsigned int threshold, float keep_scale, unsigned int seed, unsigned int call,
+                              const unsigned int* calls_before) {
     __shared__ Rows<D> q_tile, kv_tile;  // k and v take turns
     __shared__ Scores weights;
     Tile tile = find_tile(blockIdx.y, tile_rows, q_segments, texts, rows);
     if (tile.text < 0) return;
-    Dropout dropout{threshold, keep_scale, {key0, key1}};
+    Dropout dropout{threshold, keep_scale, mask_key(seed, call, calls_before)};
     Segment queries = segment_of(q_segments, tile.text, rows), keys = segment_of(k_segments, tile.text, key_rows);
     int n = blockIdx.x, m = n / (heads / key_heads), ty = threadIdx.x / 8, tx = threadIdx.x % 8;
     int q_stride = heads * size, k_stride = key_heads * size, t = queries.start + tile.first;
@@ -215,7 +216,8 @@ __global__ void flash_dk_dv(const T* dout, const T* q, const T* k, const T* v, c
                             const float* dots, T* dk, T* dv, const long long* q_segments,
                             const long long* k_segments, int texts, int rows, int key_rows, int heads,
                             int key_heads, int size, float scale, int causal, unsigned int threshold,
-                            float keep_scale, unsigned int key0, unsigned int key1) {
+                            float keep_scale, unsigned int seed, unsigned int call,
+                            const unsigned int* calls_before) {
     DYNAMIC_SHARED(BackwardTiles<D>, tiles);
     Tile tile = find_tile(blockIdx.y, tile_rows, k_segments, texts, key_rows);
     if (tile.text < 0) return;
@@ -241,7 +243,7 @@ __global__ void flash_dk_dv(const T* dout, const T* q, const T* k, const T* v, c
             multiply_rows<D>(dscores, tiles->dout, tiles->v);
             long long row = (long long)n * rows + t;
             SoftmaxBackward softmax_backward{
-                logsumexp + row, dots + row, scale, {threshold, keep_scale, {key0, key1}}, t, n, here};
+                logsumexp + row, dots + row, scale, {threshold, keep_scale, mask_key(seed, call, calls_before)}, t, n, here};
             softmax_backward(scores, dscores, tile.first, [&](int row) {
                 return keys_seen(first + row, queries.length(), keys.length(), causal);
             });
@@ -261,8 +263,8 @@ template <class T, int D>
 __global__ void flash_dq(const T* dout, const T* q, const T* k, const T* v, const float* logsumexp,
                          const float* dots, T* dq, const long long* q_segments, const long long* k_segments,
                          int texts, int rows, int key_rows, int heads, int key_heads, int size, float scale,
-                         int causal, unsigned int threshold, float keep_scale, unsigned int key0,
-                         unsigned int key1) {
+                         int causal, unsigned int threshold, float keep_scale, unsigned int seed,
+                         unsigned int call, const unsigned int* calls_before) {
     DYNAMIC_SHARED(BackwardTiles<D>, tiles);
     Tile tile = find_tile(blockIdx.y, tile_rows, q_segments, texts, rows);
     if (tile.text < 0) return;
@@ -272,7 +274,7 @@ __global__ void flash_dq(const T* dout, const T* q, const T* k, const T* v, cons
     long long own_place = (long long)t * q_stride + n * size, row = (long long)n * rows + t;
     auto seen_by = [&](int row) { return keys_seen(tile.first + row, queries.length(), keys.length(), causal); };
     SoftmaxBackward softmax_backward{
-        logsumexp + row, dots + row, scale, {threshold, keep_scale, {key0, key1}}, t, n, count};
+        logsumexp + row, dots + row, scale, {threshold, keep_scale, mask_key(seed, call, calls_before)}, t, n, count};
     int most_seen = seen_by(count - 1);
 
     float sums[4][D / 8] = {};

@@ -263,7 +263,8 @@ template <class T, int D>
 __global__ void __launch_bounds__(128) flash_tensor_core_forward(
     const T* q, const T* k, const T* v, T* out, float* logsumexp, const long long* q_segments,
     const long long* k_segments, int texts, int rows, int key_rows, int heads, int key_heads, int size, float scale,
-    int causal, unsigned int threshold, float keep_scale, unsigned int key0, unsigned int key1) {
+    int causal, unsigned int threshold, float keep_scale, unsigned int seed, unsigned int call,
+    const unsigned int* calls_before) {
     constexpr int m_tiles = Sizes<T, D>::own_tiles, own_rows = Sizes<T, D>::own_rows;
     constexpr int walk_rows = Sizes<T, D>::forward_walk_rows, n_tiles = walk_rows / 8;
     DYNAMIC_SHARED(T, shared);
@@ -272,7 +273,7 @@ __global__ void __launch_bounds__(128) flash_tensor_core_forward(
     // the end.
     Tile tile = find_tile(causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y, own_rows, q_segments, texts, rows);
     if (tile.text < 0) return;
-    Dropout dropout{threshold, keep_scale, {key0, key1}};
+    Dropout dropout{threshold, keep_scale, mask_key(seed, call, calls_before)};
     Segment queries = segment_of(q_segments, tile.text, rows), keys = segment_of(k_segments, tile.text, key_rows);
     int n = blockIdx.x, m = n / (heads / key_heads), lane = threadIdx.x % 32;
     int q_stride = heads * size, k_stride = key_heads * size, t = queries.start + tile.first;
@@ -365,8 +366,8 @@ template <class T, int D>
 __global__ void __launch_bounds__(128) flash_tensor_core_dk_dv(
     const T* dout, const T* q, const T* k, const T* v, const float* logsumexp, const float* dots, T* dk, T* dv,
     const long long* q_segments, const long long* k_segments, int texts, int rows, int key_rows, int heads,
-    int key_heads, int size, float scale, int causal, unsigned int threshold, float keep_scale, unsigned int key0,
-    unsigned int key1) {
+    int key_heads, int size, float scale, int causal, unsigned int threshold, float keep_scale,
+    unsigned int seed, unsigned int call, const unsigned int* calls_before) {
     constexpr int m_tiles = Sizes<T, D>::own_tiles, own_rows = Sizes<T, D>::own_rows;
     constexpr int walk_rows = Sizes<T, D>::walk_rows, n_tiles = walk_rows / 8;
     DYNAMIC_SHARED(T, shared);
@@ -376,7 +377,7 @@ __global__ void __launch_bounds__(128) flash_tensor_core_dk_dv(
     float* dots_tiles = logsumexp_tiles + 2 * walk_rows;
     Tile tile = find_tile(blockIdx.y, own_rows, k_segments, texts, key_rows);
     if (tile.text < 0) return;
-    Dropout dropout{threshold, keep_scale, {key0, key1}};
+    Dropout dropout{threshold, keep_scale, mask_key(seed, call, calls_before)};
     Segment queries = segment_of(q_segments, tile.text, rows), keys = segment_of(k_segments, tile.text, key_rows);
     int m = blockIdx.x, group = heads / key_heads, q_stride = heads * size, k_stride = key_heads * size;
     int count = min(own_rows, keys.length() - tile.first), lane = threadIdx.x % 32;
@@ -454,8 +455,8 @@ template <class T, int D>
 __global__ void __launch_bounds__(128) flash_tensor_core_dq(
     const T* dout, const T* q, const T* k, const T* v, const float* logsumexp, const float* dots, T* dq,
     const long long* q_segments, const long long* k_segments, int texts, int rows, int key_rows, int heads,
-    int key_heads, int size, float scale, int causal, unsigned int threshold, float keep_scale, unsigned int key0,
-    unsigned int key1) {
+    int key_heads, int size, float scale, int causal, unsigned int threshold, float keep_scale,
+    unsigned int seed, unsigned int call, const unsigned int* calls_before) {
     constexpr int m_tiles = Sizes<T, D>::own_tiles, own_rows = Sizes<T, D>::own_rows;
     constexpr int walk_rows = Sizes<T, D>::walk_rows, n_tiles = walk_rows / 8;
     DYNAMIC_SHARED(T, shared);
@@ -463,7 +464,7 @@ __global__ void __launch_bounds__(128) flash_tensor_core_dq(
     T* v_tiles = k_tiles + 2 * walk_rows * D;
     Tile tile = find_tile(causal ? gridDim.y - 1 - blockIdx.y : blockIdx.y, own_rows, q_segments, texts, rows);
     if (tile.text < 0) return;
-    Dropout dropout{threshold, keep_scale, {key0, key1}};
+    Dropout dropout{threshold, keep_scale, mask_key(seed, call, calls_before)};
     Segment queries = segment_of(q_segments, tile.text, rows), keys = segment_of(k_segments, tile.text, key_rows);
     int n = blockIdx.x, m = n / (heads / key_heads), lane = threadIdx.x % 32;
     int q_stride = heads * size, k_stride = key_heads * size, t = queries.start + tile.first;

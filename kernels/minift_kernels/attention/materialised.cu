@@ -59,11 +59,11 @@ __global__ void attention_scores(const T* q, const T* k, const long long* q_segm
 /// Scores become dropped probabilities, in place, one warp a row; logsumexp (N, T). A row that sees no key
 /// becomes 0.
 extern "C" __global__ void attention_softmax(float* scores, float* logsumexp, int rows, int most_keys,
-                                             unsigned int threshold, float keep_scale, unsigned int key0,
-                                             unsigned int key1) {
+                                             unsigned int threshold, float keep_scale, unsigned int seed,
+                                             unsigned int call, const unsigned int* calls_before) {
     int t = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, n = blockIdx.y, lane = threadIdx.x % 32;
     if (t >= rows) return;
-    Dropout dropout{threshold, keep_scale, {key0, key1}};
+    Dropout dropout{threshold, keep_scale, mask_key(seed, call, calls_before)};
     float* row = scores + ((long long)n * rows + t) * most_keys;
     float largest = minus_infinity(), total = 0.0f;
     for (int j = lane; j < most_keys; j += 32) largest = fmaxf(largest, row[j]);
@@ -101,8 +101,8 @@ template <class T>
 __global__ void attention_dscores(const T* dout, const T* v, const T* out, const float* logsumexp,
                                   const long long* k_segments, const int* text_of_query, float* scores,
                                   float* dscores, int rows, int key_rows, int heads, int key_heads, int size,
-                                  int most_keys, unsigned int threshold, float keep_scale, unsigned int key0,
-                                  unsigned int key1) {
+                                  int most_keys, unsigned int threshold, float keep_scale, unsigned int seed,
+                                  unsigned int call, const unsigned int* calls_before) {
     int j = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y * blockDim.y + threadIdx.y, n = blockIdx.z;
     if (j >= most_keys || t >= rows) return;
     long long place = ((long long)n * rows + t) * most_keys + j;
@@ -119,7 +119,7 @@ __global__ void attention_dscores(const T* dout, const T* v, const T* out, const
             dot += to_float(dout_row[d]) * to_float(out_row[d]);
         }
         probability = expf(scores[place] - logsumexp[(long long)n * rows + t]);
-        kept = Dropout{threshold, keep_scale, {key0, key1}}.of_key(t, n, j);
+        kept = Dropout{threshold, keep_scale, mask_key(seed, call, calls_before)}.of_key(t, n, j);
         // softmax: ds_j = p_j (dp_j - sum_i p_i dp_i), and that sum is dout . out (Dao 2023, equation 4)
         dscore = probability * (dprobability * kept - dot);
     }

@@ -85,5 +85,6 @@ def _dropout(rows, n, keys, dropout, key, q):
     t = xp.arange(rows.start, rows.stop)[:, None]
     j = xp.arange(keys.stop - keys.start)[None, :]
     words = philox((j // 4, t, xp.full((1, 1), n), xp.ones((1, 1))), key)  # four of (queries, keys)
-    word = xp.choose(xp.broadcast_to(j % 4, words[0].shape), words)
+    first, second = xp.where(j % 2, words[1], words[0]), xp.where(j % 2, words[3], words[2])
+    word = xp.where(j % 4 < 2, first, second)
     return xp.where(word >= threshold, keep_scale(dropout), 0).astype(q.dtype)

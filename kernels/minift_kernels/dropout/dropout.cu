@@ -13,16 +13,16 @@ constexpr int WORDS = 4;  // of one Philox
 
 template <class T>
 __global__ void __launch_bounds__(256)
-dropout_forward(const T* x, unsigned int threshold, float scale, unsigned int key0, unsigned int key1, T* y,
-                long long n) {
+dropout_forward(const T* x, unsigned int threshold, float scale, unsigned int seed, unsigned int call,
+                const unsigned int* calls_before, T* y, long long n) {
     constexpr int size = Pack<T>::size;
     const long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * size;
     if (first >= n) return;
+    const uint2 key = mask_key(seed, call, calls_before);
     unsigned int words[size];
     for (int i = 0; i < size; i += WORDS) {
         const unsigned long long block = (first + i) / WORDS;
-        const uint4 drawn = philox(make_uint4((unsigned int)block, (unsigned int)(block >> 32), 0, 0),
-                                   make_uint2(key0, key1));
+        const uint4 drawn = philox(make_uint4((unsigned int)block, (unsigned int)(block >> 32), 0, 0), key);
         words[i] = drawn.x;
         words[i + 1] = drawn.y;
         words[i + 2] = drawn.z;

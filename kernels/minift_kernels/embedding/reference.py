@@ -1,6 +1,6 @@
 """Rung 1, the formula. `add.at` adds up rows that occur more than once; `dtable[ids] += dy` would not."""
 
-from minift_kernels.arrays import array_namespace, check_indices
+from minift_kernels.arrays import array_namespace, check_indices, wide
 
 
 def forward(ids, table):
@@ -9,7 +9,7 @@ def forward(ids, table):
 
 
 def backward(dy, ids, rows):
-    xp = array_namespace(dy)
+    xp, dy = array_namespace(dy), wide(dy)
     check_indices("embedding row", ids, rows)
     dtable = xp.zeros((rows, dy.shape[1]), dy.dtype)
     xp.add.at(dtable, ids, dy)

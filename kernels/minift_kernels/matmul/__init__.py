@@ -9,6 +9,7 @@
     cuda_c_tiled            tiles in shared memory: each number is fetched once for 16 uses
     cuda_c_register_tiled   8 x 8 sums in each thread's registers, numbers loaded in fours
     cuda_c_tensor_core      matrix instructions in bfloat16 or tf32, copies while they compute
+    cuda_c_cublas           NVIDIA's own product, between our kernels for the bias and its gradient
 
 Shapes: a (M, K), b (K, N), c (M, N). Either factor may be a transposed view (`w.T`): no rung copies it.
 
@@ -38,13 +39,16 @@ ladder = Ladder(
         "cuda_c_tiled": cuda_c.tiled,
         "cuda_c_register_tiled": cuda_c.register_tiled,
         "cuda_c_tensor_core": cuda_c.tensor_core,
+        "cuda_c_cublas": cuda_c.cublas,
     },
-    on_gpu="reference",  # cuBLAS
 )
 
 
 def forward(a, b, bias=None):
-    """c (M, N) from a (M, K), b (K, N) and, where given, bias (N,), added to every row."""
+    """c (M, N) from a (M, K), b (K, N) and, where given, bias (N,), added to every row.
+
+    A bias may be float32 where a and b are bfloat16.
+    """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: a {a.shape} and b {b.shape} do not fit")
     if bias is not None:
@@ -53,7 +57,7 @@ def forward(a, b, bias=None):
 
 
 def sum_rows(x):
-    """(C,) from x (R, C): the gradient of a bias that was added to every row."""
+    """(C,) from x (R, C): the gradient of a bias that was added to every row; float32 from bfloat16."""
     return ladder.rung(x).sum_rows(x)
 
 
@@ -62,7 +66,7 @@ def linear_backward(dy, x, weight, bias: bool):
 
     None for a gradient that is not needed: dx where `weight` is None, dweight where `x` is, dbias unless `bias`.
     dweight lies in memory as `weight` does: a checkpoint that holds W^T has its gradient in that order too, and
-    nobody copies it.
+    nobody copies it. It may be float32 where dy and x are bfloat16, as dbias is.
     """
     if weight is not None and weight.shape[:1] != dy.shape[1:]:
         raise ValueError(f"matmul: dy {dy.shape} and weight {weight.shape} do not fit")

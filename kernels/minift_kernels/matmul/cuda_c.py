@@ -1,11 +1,12 @@
-"""Rungs 5 to 9, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 5 to 10, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
 import numpy as np
 
+from minift_kernels import cublas as library
 from minift_kernels import gpu
-from minift_kernels.arrays import array_namespace, lies_transposed
+from minift_kernels.arrays import array_namespace, lies_transposed, wide
 
 HERE = Path(__file__).parent
 
@@ -33,7 +34,7 @@ class _Product:
         arguments = (
             a,
             b,
-            gpu.contiguous(bias),
+            None if bias is None else gpu.contiguous(bias.astype(a.dtype, copy=False)),
             c,
             *np.array([rows, columns, inner], np.int32),
             *np.array(strides, np.int64),
@@ -49,13 +50,13 @@ class _Product:
         xp, x, (rows, columns) = array_namespace(x), gpu.contiguous(x), x.shape
         blocks = -(-rows // ROWS)
         partial = xp.empty((blocks, columns), np.float32)
-        sums = xp.empty(columns, x.dtype)
+        sums = xp.empty(columns, np.float32)
         grid, block = (-(-columns // COLUMNS), blocks), (COLUMNS, THREADS_OF_COLUMN)
-        file, kind = HERE / "sum_rows.cu", gpu.c_type(x)
+        file = HERE / "sum_rows.cu"
         arguments = (x, partial, *np.array([rows, columns, ROWS], np.int32))
-        gpu.launch(file, f"sum_rows_of_block<{kind}>", grid, block, arguments)
+        gpu.launch(file, f"sum_rows_of_block<{gpu.c_type(x)}>", grid, block, arguments)
         arguments = (partial, sums, *np.array([blocks, columns], np.int32))
-        gpu.launch(file, f"sum_partial_sums<{kind}>", (-(-columns // 128),), (128,), arguments)
+        gpu.launch(file, "sum_partial_sums", (-(-columns // 128),), (128,), arguments)
         return sums
 
 
@@ -108,5 +109,44 @@ class TensorCore(_Product):
         return f"{self.kernel}<{gpu.c_type(c)}, {names}>", strides
 
 
+class Cublas(_Product):
+    """Rung 10, NVIDIA's own product, which is compiled for each GPU anew. On the CPU it is that of NumPy.
+
+    Of bfloat16, dweight is float32: the sums are, and what is not rounded need not be widened for the optimizer.
+    """
+
+    threads = 256
+
+    def forward(self, a, b, bias=None):
+        c = array_namespace(a).empty((a.shape[0], b.shape[1]), a.dtype)
+        if bias is not None:
+            blocks = -(-c.nbytes // (16 * self.threads))
+            kernel = f"bias_in_every_row<{gpu.c_type(c)}, {gpu.c_type(bias)}>"
+            arguments = (gpu.contiguous(bias), c, np.int32(c.shape[1]), np.int64(c.size))
+            gpu.launch(HERE / "bias_rows.cu", kernel, (blocks,), (self.threads,), arguments)
+        self._product(a, b, c, add=bias is not None)
+        return c
+
+    def linear_backward(self, dy, x, weight, bias):
+        dx = None if weight is None else self.forward(dy, weight)
+        dweight = None
+        if x is not None:
+            empty = array_namespace(x).empty
+            if lies_transposed(weight):
+                dweight = empty((x.shape[1], dy.shape[1]), np.float32)
+                self._product(x.T, dy, dweight)
+                dweight = dweight.T
+            else:
+                dweight = empty((dy.shape[1], x.shape[1]), np.float32)
+                self._product(dy.T, x, dweight)
+        return dx, dweight, self.sum_rows(dy) if bias else None
+
+    def _product(self, a, b, c, add=False):
+        if isinstance(c, np.ndarray):
+            c[...] = wide(a) @ wide(b) + (wide(c) if add else 0)
+        else:
+            library.product(a, b, c, add, gpu.tf32_is_allowed())
+
+
 naive, coalesced, tiled, register_tiled = Naive(), Coalesced(), Tiled(), RegisterTiled()
-tensor_core = TensorCore()
+tensor_core, cublas = TensorCore(), Cublas()

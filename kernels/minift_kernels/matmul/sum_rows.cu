@@ -35,11 +35,10 @@ __global__ void sum_rows_of_block(const T* x, float* partial, int R, int C, int 
     }
 }
 
-template <class T>
-__global__ void sum_partial_sums(const float* partial, T* sums, int blocks, int C) {
+__global__ void sum_partial_sums(const float* partial, float* sums, int blocks, int C) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= C) return;
     float sum = 0.0f;
     for (int block = 0; block < blocks; block++) sum += partial[(long long)block * C + column];
-    sums[column] = from_float<T>(sum);
+    sums[column] = sum;
 }

@@ -1,0 +1,191 @@
+"""Forward and backward on a GPU as a CUDA graph: told to it once, then only repeated.
+
+A pass of BERT-base is nearly a thousand launches. Python takes some twenty microseconds to set one out, and the GPU
+often fewer to do it, so it waits. A graph is the list of a pass's launches: Python runs the pass once while CUDA writes
+down what it is told, and from then on one call repeats all of it.
+
+What is written down cannot change. These are the four things that do:
+
+    the batch     has arrays of its own in each graph, into which every new batch is copied
+    its size      has a graph of its own. So that there are few, a batch is filled up to one of sixteen sizes between
+                  a power of two and the next, with tokens that belong to no text: they have no gradient
+    dropout       counts its keys from a number on the GPU (`Generator.counting_from`)
+    the memory    of all graphs is one pool, since only one runs at a time: the loss and the gradients of a pass
+                  stand there until the next pass
+
+A pass that has to wait for the GPU, or to bring it numbers, cannot be written down: CuPy refuses, and such a pass is
+run launch by launch, as on a CPU.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minift import random
+from minift.data import Batch
+from minift.history import Array
+from minift.nn import Parameter
+from minift.tasks.task_model import TaskModel
+
+SMALLEST_STEP = 64
+"""Batches are filled up to a multiple of this many tokens, or of a sixteenth of the power of two below."""
+
+MOST_GRAPHS = 64
+"""So many passes are kept. One takes the GPU a few megabytes, and Python as long as a pass without a graph."""
+
+
+def plain_pass(model: TaskModel, batch: Batch) -> Array:
+    """Forward and backward, operation by operation; gradients are added to `.grad`. Returns the loss, without axes."""
+    loss = model.loss(model(batch), batch)
+    loss.backward()
+    return loss.data
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A pass that has been written down, with the arrays that it reads and those that it leaves."""
+
+    graph: Any
+    batch: Batch
+    calls_before: Array
+    """One uint32: how many keys were taken before the pass."""
+    calls: int
+    """How many keys it takes."""
+    loss: Array
+    gradients: list[tuple[Parameter, Array]]
+
+    def run(self, batch: Batch) -> Array:
+        """The pass of another batch of the same sizes."""
+        import cupy
+
+        for name, array in _arrays(batch).items():
+            getattr(self.batch, name).set(array)
+        generator = random.default_generator
+        self.calls_before.set(np.array([generator.calls & 0xFFFFFFFF], np.uint32))
+        self.graph.launch(cupy.cuda.get_current_stream())
+        generator.calls += self.calls
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        return self.loss
+
+
+class GraphedPass:
+    """`plain_pass` by graphs, for one model on a GPU. What it leaves in `.grad` stands until it is called again.
+
+    It reads of Python only the batch, the seed, and which parameters require a gradient; all else is as it was when
+    the graph was made.
+    """
+
+    def __init__(self, model: TaskModel):
+        self.model = model
+        self.parameters = list(model.parameters())
+        self.graphs: dict[tuple, Graph] = {}
+        self.why_not: str | None = None
+        """Why passes are not written down; None where they are."""
+        self._pool: Any = None
+        self._stream: Any = None
+
+    def __call__(self, batch: Batch) -> Array:
+        """The loss of a batch, without axes, and its gradients, each in its parameter's `.grad`."""
+        if self.why_not is not None or any(each.grad is not None for each in self.parameters):
+            return plain_pass(self.model, batch)
+        if self._pool is None:
+            self._set_up(batch)
+        filled = _filled_up(batch)
+        key = self._key(filled)
+        if key not in self.graphs:
+            graph = self._capture(filled)
+            if graph is None:
+                return plain_pass(self.model, batch)
+            if len(self.graphs) == MOST_GRAPHS:
+                del self.graphs[next(iter(self.graphs))]
+            self.graphs[key] = graph
+        return self.graphs[key].run(filled)
+
+    def bytes_held(self) -> int:
+        """What all graphs together hold of the GPU's memory, beside CuPy's own pool."""
+        return 0 if self._pool is None else self._pool.total_bytes()
+
+    def _key(self, batch: Batch) -> tuple:
+        """All that a graph depends on and that may change in the course of a training."""
+        shapes = tuple((array.shape, array.dtype) for array in _arrays(batch).values())
+        trained = tuple(each.requires_grad for each in self.parameters)
+        return shapes, trained, random.default_generator.seed
+
+    def _capture(self, batch: Batch) -> Graph | None:
+        """The pass written down, but not run; None, and `why_not`, where it cannot be."""
+        import cupy
+
+        on_gpu = replace(batch, **{name: cupy.asarray(array) for name, array in _arrays(batch).items()})
+        calls_before = cupy.zeros(1, np.uint32)
+        generator, stream = random.default_generator, self._stream
+        first_call = generator.calls
+        try:
+            with stream, cupy.cuda.using_allocator(self._pool.malloc), generator.counting_from(calls_before):
+                stream.begin_capture()
+                try:
+                    loss = plain_pass(self.model, on_gpu)
+                finally:
+                    graph = stream.end_capture()
+            gradients = [
+                (each, self._still_there(each.grad)) for each in self.parameters if each.grad is not None
+            ]
+            loss = self._still_there(loss)
+        except Exception as error:  # if it was no fault of the capture, the plain pass raises it, too
+            self.why_not = f"{type(error).__name__}: {error}"
+            print(f"minift: steps run without a CUDA graph ({self.why_not})", file=sys.stderr)
+            return None
+        finally:
+            calls, generator.calls = generator.calls - first_call, first_call
+            for parameter in self.parameters:
+                parameter.grad = None
+        return Graph(graph, on_gpu, calls_before, calls, loss, gradients)
+
+    def _set_up(self, batch: Batch) -> None:
+        """A pass for nothing, which compiles the kernels and starts cuBLAS: CUDA forbids much of that in a capture."""
+        import cupy
+
+        self._pool = cupy.cuda.MemoryPool()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        calls = random.default_generator.calls
+        plain_pass(self.model, batch)
+        random.default_generator.calls = calls
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _still_there(self, array: Array) -> Array:
+        """The same place in the pool, without keeping it from other graphs. The pool gives nothing back."""
+        import cupy
+
+        memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, self._pool)
+        place = cupy.cuda.MemoryPointer(memory, 0)
+        return cupy.ndarray(array.shape, array.dtype, memptr=place, strides=array.strides)
+
+
+def _arrays(batch: Batch) -> dict[str, Array]:
+    """What a pass reads of a batch, by the names of its fields."""
+    arrays = {name: getattr(batch, name) for name in ("ids", "token_types", "positions", "offsets")}
+    return arrays if batch.labels is None else {**arrays, "labels": batch.labels}
+
+
+def _filled_up(batch: Batch) -> Batch:
+    """The batch with tokens behind its last text, up to a size that others have, too."""
+    tokens = batch.tokens
+    step = max(SMALLEST_STEP, 2 ** (tokens - 1).bit_length() // 32)
+    missing = -tokens % step
+
+    def filled(array: np.ndarray, value: int = 0) -> np.ndarray:
+        return np.concatenate([array, np.full(missing, value, array.dtype)])
+
+    labels = batch.labels
+    if labels is not None and len(labels) == tokens:  # one for each token
+        labels = filled(labels, -100)
+    return replace(
+        batch,
+        ids=filled(batch.ids),
+        token_types=filled(batch.token_types),
+        positions=filled(batch.positions),
+        labels=labels,
+    )
