@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes minutes"
     )
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("bf16", "tf32"), default=["bf16", "tf32"], help="of steps"
+    )
     parser.add_argument("--rungs", default="", metavar="PREFIX", help="check only rungs so named, as cuda_c")
     parser.add_argument(
         "--rung",
@@ -86,7 +89,7 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
         "products": lambda: gpu_kernels.products(device),
         "steps": lambda: [
             gpu_steps.run(device, race, with_compile=not options.no_compile)
-            for race in gpu_steps.races(device)
+            for race in gpu_steps.races(device, options.precisions)
         ],
     }
     failed = record["failed"] = []

@@ -36,7 +36,7 @@ class Race:
     """Whether torch.compile takes part; it would compile anew for every new shape of SST-2's batches."""
 
 
-def races(device: Device) -> list[Race]:
+def races(device: Device, precisions: list[str]) -> list[Race]:
     random = np.random.default_rng(0)
     steps, texts, length = device.size(20, 1), device.size(32, 2), device.size(128, 5)
     equal = [[length] * texts] * (WARM_UP + steps)
@@ -47,7 +47,7 @@ def races(device: Device) -> list[Race]:
     ]
     return [
         race
-        for precision in ("bf16", "tf32")
+        for precision in precisions
         for race in (
             Race(
                 f"step-{precision}",
@@ -217,9 +217,7 @@ class PyTorch:
         batch = {"input_ids": ids, "labels": labels}
         if not mask.all():  # a mask of ones alone would only cost PyTorch time
             batch["attention_mask"] = mask
-        batch = {
-            name: torch.from_numpy(np.asarray(values)).to(self.place) for name, values in batch.items()
-        }
+        batch = {name: torch.from_numpy(np.asarray(values)).to(self.place) for name, values in batch.items()}
         with torch.autocast(self.place, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.forward(**batch).loss
         loss.backward()

@@ -192,7 +192,9 @@ def finetune(
             ):
                 progress.step += 1
                 line = {"step": progress.step, "epoch": epoch + 1}
-                line |= _step(model, run_pass, batch, optimizer, movement, progress.step, config.max_grad_norm)
+                line |= _step(
+                    model, run_pass, batch, optimizer, movement, progress.step, config.max_grad_norm
+                )
                 schedule.step()
 
                 progress.tokens += batch.tokens

@@ -10,8 +10,6 @@ import ctypes
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from minift_kernels.arrays import lies_transposed
 
 _FLOAT32, _BFLOAT16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF
@@ -56,7 +54,9 @@ def _read_by_columns(x) -> tuple[Any, int, int]:
     return x, _AS_IT_LIES, max(1, x.shape[1])
 
 
-def gemm_ex(a_operation, b_operation, m, n, k, a, a_kind, a_lead, b, b_kind, b_lead, beta, c, c_kind, c_lead, compute):
+def gemm_ex(
+    a_operation, b_operation, m, n, k, a, a_kind, a_lead, b, b_kind, b_lead, beta, c, c_kind, c_lead, compute
+):
     """cublasGemmEx with alpha 1, on the current stream: C = op(A) op(B) + beta C, all by columns, by addresses."""
     library, handle = _library(), _handle_on_current_stream()
     status = library.cublasGemmEx(

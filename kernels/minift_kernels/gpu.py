@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from minift_kernels import cuda_cpu
-from minift_kernels.arrays import array_namespace
 from minift_kernels.cuda_cpu_launch import KernelError
 
 HERE = Path(__file__).parent

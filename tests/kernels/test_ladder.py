@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from minift_kernels import OPERATIONS, attention, gelu, gpu, matmul, softmax, use_kernels
-from minift_kernels.ladder import Ladder, RungError
+from minift_kernels.ladder import RungError
 
 KERNELS = Path(minift_kernels.__file__).parent
 

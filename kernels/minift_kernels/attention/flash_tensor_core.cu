@@ -320,8 +320,9 @@ __global__ void __launch_bounds__(128) flash_tensor_core_forward(
                         now_largest = fmaxf(now_largest, score);
                     }
                 now_largest = row_max(now_largest);
-                float shift = now_largest == minus_infinity() ? 0.0f : now_largest * scale_2;
-                float shrink = exp2_approx(largest[i][h] * scale_2 - shift);
+                // Subtracted before it is scaled: so the largest is 2^0 to the bit, however large the scores are.
+                float base = now_largest == minus_infinity() ? 0.0f : now_largest;
+                float shrink = exp2_approx((largest[i][h] - base) * scale_2);
                 largest[i][h] = now_largest;
                 total[i][h] *= shrink;
 #pragma unroll
@@ -331,7 +332,7 @@ __global__ void __launch_bounds__(128) flash_tensor_core_forward(
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         float& score = scores[i][j][2 * h + e];
-                        score = exp2_approx(score * scale_2 - shift);
+                        score = exp2_approx((score - base) * scale_2);
                         total[i][h] += score;
                     }
             }
