@@ -27,6 +27,7 @@ from minift import random
 from minift.data import Batch
 from minift.history import Array
 from minift.nn import Parameter
+from minift.optim import grad_norm
 from minift.tasks.task_model import TaskModel
 
 SMALLEST_STEP = 64
@@ -89,35 +90,55 @@ class GraphedPass:
 
     def __call__(self, batch: Batch) -> Array:
         """The loss of a batch, without axes, and its gradients, each in its parameter's `.grad`."""
-        if self.why_not is not None or any(each.grad is not None for each in self.parameters):
-            return plain_pass(self.model, batch)
-        if self._pool is None:
-            self._set_up(batch)
-        filled = _filled_up(batch)
-        key = self._key(filled)
+        if self.why_not is None and all(each.grad is None for each in self.parameters):
+            loss = self._run(batch) if self.graphs else self._run_first(batch)
+            if self.why_not is None:
+                return loss
+            print(f"minift: steps run without a CUDA graph ({self.why_not})", file=sys.stderr)
+            self.graphs.clear()
+        return plain_pass(self.model, batch)
+
+    def _run_first(self, batch: Batch) -> Array | None:
+        """The first batch plainly, and then by a graph, which has to give the same.
+
+        The plain pass also compiles the kernels and starts cuBLAS, much of which CUDA forbids in a capture.
+        """
+        calls = random.default_generator.calls
+        expected = plain_pass(self.model, batch).item(), grad_norm(self.parameters)
+        self._forget(calls)
+        loss = self._run(batch)
+        if loss is not None:
+            found = loss.item(), grad_norm(self.parameters)
+            if not np.allclose(found, expected, rtol=0.1, atol=1e-3, equal_nan=True):
+                self.why_not = f"its loss and gradients' norm are {found}, without it {expected}"
+                self._forget(calls)
+        return loss
+
+    def _run(self, batch: Batch) -> Array | None:
+        """A batch by the graph for its sizes, which is made where there is none; None where it cannot be."""
+        batch = _filled_up(batch)
+        shapes = tuple((array.shape, array.dtype) for array in _arrays(batch).values())
+        trained = tuple(each.requires_grad for each in self.parameters)
+        key = shapes, trained, random.default_generator.seed
         if key not in self.graphs:
-            graph = self._capture(filled)
-            if graph is None:
-                return plain_pass(self.model, batch)
             if len(self.graphs) == MOST_GRAPHS:
                 del self.graphs[next(iter(self.graphs))]
+            graph = self._capture(batch)
+            if graph is None:
+                return None
             self.graphs[key] = graph
-        return self.graphs[key].run(filled)
+        return self.graphs[key].run(batch)
 
     def bytes_held(self) -> int:
         """What all graphs together hold of the GPU's memory, beside CuPy's own pool."""
         return 0 if self._pool is None else self._pool.total_bytes()
 
-    def _key(self, batch: Batch) -> tuple:
-        """All that a graph depends on and that may change in the course of a training."""
-        shapes = tuple((array.shape, array.dtype) for array in _arrays(batch).values())
-        trained = tuple(each.requires_grad for each in self.parameters)
-        return shapes, trained, random.default_generator.seed
-
     def _capture(self, batch: Batch) -> Graph | None:
         """The pass written down, but not run; None, and `why_not`, where it cannot be."""
         import cupy
 
+        if self._pool is None:
+            self._pool, self._stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
         on_gpu = replace(batch, **{name: cupy.asarray(array) for name, array in _arrays(batch).items()})
         calls_before = cupy.zeros(1, np.uint32)
         generator, stream = random.default_generator, self._stream
@@ -132,25 +153,16 @@ class GraphedPass:
             gradients = [
                 (each, self._still_there(each.grad)) for each in self.parameters if each.grad is not None
             ]
-            loss = self._still_there(loss)
+            calls = generator.calls - first_call
+            return Graph(graph, on_gpu, calls_before, calls, self._still_there(loss), gradients)
         except Exception as error:  # if it was no fault of the capture, the plain pass raises it, too
             self.why_not = f"{type(error).__name__}: {error}"
-            print(f"minift: steps run without a CUDA graph ({self.why_not})", file=sys.stderr)
             return None
         finally:
-            calls, generator.calls = generator.calls - first_call, first_call
-            for parameter in self.parameters:
-                parameter.grad = None
-        return Graph(graph, on_gpu, calls_before, calls, loss, gradients)
+            self._forget(first_call)
 
-    def _set_up(self, batch: Batch) -> None:
-        """A pass for nothing, which compiles the kernels and starts cuBLAS: CUDA forbids much of that in a capture."""
-        import cupy
-
-        self._pool = cupy.cuda.MemoryPool()
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        calls = random.default_generator.calls
-        plain_pass(self.model, batch)
+    def _forget(self, calls: int) -> None:
+        """As if the last pass had not been: no gradients, and only so many keys taken."""
         random.default_generator.calls = calls
         for parameter in self.parameters:
             parameter.grad = None

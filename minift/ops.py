@@ -61,7 +61,8 @@ def embedding(ids: Array, weight: Tensor, dtype: type | None = None) -> Tensor:
 
     def backward(dy):
         # A row that was looked up several times receives the sum of what its copies receive.
-        return (embedding_kernels.backward(_in(weight_dtype, dy), ids, rows),)  # (V, H)
+        dweight = embedding_kernels.backward(_in(weight_dtype, dy), ids, rows)  # (V, H)
+        return (_in(weight_dtype, dweight),)
 
     return Tensor(y, parents=(weight,), backward=backward)
 
@@ -311,7 +312,7 @@ def put_in_front(rows: Tensor, x: Tensor, segments: Array) -> Tensor:
         index for start, end in segments for index in (range(count), range(count + start, count + end))
     ]
     places = xp.concatenate([xp.arange(each.start, each.stop) for each in indices])
-    return embedding(places, concatenate([rows, x]))
+    return embedding(places, concatenate([rows.astype(x.dtype), x]))
 
 
 def segment_mean(x: Tensor, offsets: Array) -> Tensor:

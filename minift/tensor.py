@@ -295,8 +295,10 @@ class Tensor:
         return total * (total.data.size / self.data.size)
 
     def astype(self, dtype: type) -> "Tensor":
-        """The same values in another dtype; the gradient comes back in this one's."""
+        """The same values in another dtype; the gradient comes back in this one's. Itself, where it has it already."""
         before = self.dtype
+        if before == dtype:
+            return self
 
         def backward(dy):
             return (dy.astype(before),)

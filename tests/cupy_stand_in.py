@@ -34,6 +34,9 @@ waits = 0
 captured: list[Callable] | None = None
 """What has been done since a stream's capture began; None where none is captured."""
 
+unwritten: list[np.ndarray] = []
+"""The arrays that were made meanwhile. To capture is not to compute, so when it ends they are spoilt."""
+
 
 def _wait() -> None:
     global waits
@@ -54,6 +57,9 @@ def _made(compute: Callable) -> "ndarray":
     host = np.asarray(compute())
     if captured is not None:
         captured.append(lambda: np.copyto(host, compute()))
+        is_new = not np.shares_memory(host, np.asarray(compute()))  # and no view, nor an array that was there
+        if is_new:
+            unwritten.append(host)
     return ndarray(host)
 
 
@@ -314,6 +320,9 @@ class Stream:
     def end_capture(self) -> "Graph":
         global captured
         graph, captured = Graph(captured), None
+        for host in unwritten:
+            host.fill(77 if host.dtype.kind in "iub" else np.nan)
+        unwritten.clear()
         return graph
 
 

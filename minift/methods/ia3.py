@@ -38,9 +38,10 @@ class IA3Linear(Linear):
         self.ia3_l = Parameter(np.ones(shape, np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        scale = self.ia3_l.astype(x.dtype)
         if self.feed_forward:
-            return self.base_forward(x * self.ia3_l)  # (T, in) times (1, in)
-        return self.base_forward(x) * self.ia3_l.T  # (T, out) times (1, out)
+            return self.base_forward(x * scale)  # (T, in) times (1, in)
+        return self.base_forward(x) * scale.T  # (T, out) times (1, out)
 
     def merged(self) -> Linear:
         """The linear layer that computes the same."""
