@@ -25,11 +25,12 @@ def _checks(results: list[dict]) -> list[str]:
         f"{len(results)} rungs (each dtype counted) on {count} cases of the contract tests, against float64: "
         f"{len(wrong)} rungs wrong.",
     ]
+    if wrong:
+        lines.append("")
     for result in wrong:
-        lines += [
-            "",
-            f"- {result['operation']} {result['rung']} {result['dtype']}: {'; '.join(result['wrong'])}",
-        ]
+        first, *others = result["wrong"]
+        more = f" (and {len(others)} more cases)" if others else ""
+        lines.append(f"- {result['operation']} {result['rung']} {result['dtype']}: {first}{more}")
     return lines
 
 

@@ -18,6 +18,7 @@ run launch by launch, as on a CPU.
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,8 +149,11 @@ class GraphedPass:
                 stream.begin_capture()
                 try:
                     loss = plain_pass(self.model, on_gpu)
-                finally:
-                    graph = stream.end_capture()
+                except Exception:
+                    with suppress(Exception):  # that the capture came to nothing
+                        stream.end_capture()
+                    raise
+                graph = stream.end_capture()
             gradients = [
                 (each, self._still_there(each.grad)) for each in self.parameters if each.grad is not None
             ]

@@ -37,7 +37,7 @@ def cross_entropy(
     xp = array_namespace(logits.data)
     on_gpu = xp is not np and isinstance(targets, type(logits.data))
     # Targets that are on a GPU already are not looked at: that would have to wait for it.
-    indices = targets if on_gpu else label_indices(targets, logits.labels, classes, ignore_index)
+    indices: Array = targets if on_gpu else label_indices(targets, logits.labels, classes, ignore_index)
     if indices.shape != (rows,):
         raise InputError(f"cross_entropy: {indices.size} targets for {rows} rows of logits")
     counted = indices != ignore_index

@@ -20,7 +20,7 @@ from minift_kernels import gelu_tanh as gelu_tanh_kernels
 from minift_kernels import layer_norm as layer_norm_kernels
 from minift_kernels import matmul as matmul_kernels
 from minift_kernels import softmax as softmax_kernels
-from minift_kernels.arrays import array_namespace, check_indices
+from minift_kernels.arrays import array_namespace, check_indices, wide
 
 from minift.history import Array
 from minift.random import Key
@@ -48,8 +48,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return Tensor(y, parents=(x, weight, bias), backward=backward)
 
 
-def _in(dtype: np.dtype, gradient: Array | None) -> Array | None:
-    return None if gradient is None else gradient.astype(dtype, copy=False)
+def _in(dtype: np.dtype, array: Array | None) -> Array | None:
+    return None if array is None else array.astype(dtype, copy=False)
 
 
 def embedding(ids: Array, weight: Tensor, dtype: type | None = None) -> Tensor:
@@ -112,16 +112,17 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 def swiglu(gate: Tensor, x: Tensor) -> Tensor:
     """y = gate sigmoid(gate) x: SiLU of the gate lets x pass (Shazeer 2020); gate, x and y (T, F)."""
-    gate_data, x_data = gate.data, x.data
+    gate_data, x_data, dtype = wide(gate.data), wide(x.data), x.dtype
     share = _sigmoid(gate_data)
 
     def backward(dy):
         # silu(g) = g s, so silu' = s + g s (1 - s)
+        dy = wide(dy)
         dgate = dy * x_data * share * (1 + gate_data * (1 - share))
         dx = dy * gate_data * share
-        return dgate, dx
+        return _in(dtype, dgate), _in(dtype, dx)
 
-    return Tensor(gate_data * share * x_data, parents=(gate, x), backward=backward)
+    return Tensor(_in(dtype, gate_data * share * x_data), parents=(gate, x), backward=backward)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -133,19 +134,19 @@ def _sigmoid(x: Array) -> Array:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """y = w x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019): x and y (T, H), w (H,)."""
-    x_data, weight_data = x.data, weight.data
+    x_data, weight_data, dtype = wide(x.data), weight.data, x.dtype
     rrms = ((x_data * x_data).mean(axis=1, keepdims=True) + eps) ** -0.5  # (T, 1)
     needs_weight = weight.requires_grad
 
     def backward(dy):
         # With n = x rrms and y = w n: dx = rrms (dn - n mean(dn n)), dn = w dy, and dw = sum_t dy n
-        normalized = x_data * rrms
+        normalized, dy = x_data * rrms, wide(dy)
         dnormalized = dy * weight_data
         dx = rrms * (dnormalized - normalized * (dnormalized * normalized).mean(axis=1, keepdims=True))
         dweight = (dy * normalized).sum(axis=0) if needs_weight else None
-        return dx, dweight
+        return _in(dtype, dx), dweight
 
-    return Tensor(x_data * rrms * weight_data, parents=(x, weight), backward=backward)
+    return Tensor(_in(dtype, x_data * rrms * weight_data), parents=(x, weight), backward=backward)
 
 
 def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
@@ -174,14 +175,14 @@ def _turn(x: Array, cos: Array, sin: Array) -> Array:
 
 def silu(x: Tensor) -> Tensor:
     """y = x / (1 + e^-x), also called swish (Hendrycks and Gimpel 2016, Ramachandran et al. 2017)."""
-    x_data = x.data
+    x_data, dtype = wide(x.data), x.dtype
     sigmoid = _sigmoid(x_data)
 
     def backward(dy):
         # y' = s + x s (1 - s)
-        return (dy * (sigmoid * (1 + x_data * (1 - sigmoid))),)
+        return (_in(dtype, wide(dy) * (sigmoid * (1 + x_data * (1 - sigmoid)))),)
 
-    return Tensor(x_data * sigmoid, parents=(x,), backward=backward)
+    return Tensor(_in(dtype, x_data * sigmoid), parents=(x,), backward=backward)
 
 
 def relu(x: Tensor) -> Tensor:
@@ -318,13 +319,15 @@ def put_in_front(rows: Tensor, x: Tensor, segments: Array) -> Tensor:
 def segment_mean(x: Tensor, offsets: Array) -> Tensor:
     """The mean of each text's rows: x (T, H), offsets (B + 1,), y (B, H). No text may be empty."""
     xp = array_namespace(x.data)
-    lengths = np.diff(offsets)
-    y = xp.add.reduceat(x.data, offsets[:-1], axis=0) / lengths[:, None].astype(x.dtype)  # (B, H)
+    lengths, texts = np.diff(offsets), np.arange(len(offsets) - 1)
+    belongs = xp.asarray(texts[:, None] == np.repeat(texts, lengths)).astype(x.dtype)  # (B, T) of 0 and 1
+    lengths = xp.asarray(lengths[:, None]).astype(x.dtype)  # (B, 1)
 
     def backward(dy):
         # Each of a text's n rows has the slope 1 / n.
-        return (xp.repeat(dy / lengths[:, None].astype(dy.dtype), lengths, axis=0),)
+        return (matmul_kernels.forward(belongs.T, dy / lengths),)
 
+    y = matmul_kernels.forward(belongs, x.data) / lengths  # (B, H)
     return Tensor(y, parents=(x,), backward=backward)
 
 

@@ -294,7 +294,7 @@ class Tensor:
         total = self.sum(axis, keepdims)
         return total * (total.data.size / self.data.size)
 
-    def astype(self, dtype: type) -> "Tensor":
+    def astype(self, dtype: type | np.dtype) -> "Tensor":
         """The same values in another dtype; the gradient comes back in this one's. Itself, where it has it already."""
         before = self.dtype
         if before == dtype:

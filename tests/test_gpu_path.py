@@ -6,12 +6,14 @@ import shutil
 import cupy_stand_in
 import numpy as np
 import pytest
+import test_methods_families
 from minift_kernels import OPERATIONS, gpu, matmul
 from minift_kernels.cuda_cpu import KernelError
 from tiny import make_model, rows, write_tsv
 
 import minift
 from minift import checkpoint, movement, train, training_state
+from minift.cuda_graph import plain_pass
 from minift.device import as_numpy
 from minift.errors import InputError
 from minift.train import TrainingConfig, finetune
@@ -85,6 +87,25 @@ def test_the_loss_of_every_task_is_that_of_the_reference(tmp_path, cupy, task, i
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for name, want in gradients[0].items():
         np.testing.assert_allclose(gradients[1][name], want, 1e-5, 1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("family", test_methods_families.SIZES)
+def test_every_family_computes_there_what_it_computes_here(tmp_path, cupy, family, precision):
+    passes = []
+    for device in ("cpu", "cuda"):
+        model = test_methods_families.make(family, tmp_path).to(device=device).eval()
+        if device == "cuda":
+            model.compute_in(precision)
+        batch = model.pack(TEXTS, [1, 0, 0, 1])
+        loss = plain_pass(model, batch).item()
+        passes.append((loss, {name: as_numpy(each.grad) for name, each in model.named_parameters()}))
+    (want_loss, want), (loss, got) = passes
+    assert loss == pytest.approx(want_loss, rel=1e-5 if precision == "float32" else 0.05)
+    for name, want_gradient in want.items():
+        if not name.endswith(("key.bias", "k_lin.bias", "k_proj.bias")):  # which are rounding errors
+            error = np.linalg.norm(got[name] - want_gradient) / max(np.linalg.norm(want_gradient), 1e-3)
+            assert error < (1e-4 if precision == "float32" else 0.3), name
 
 
 def test_the_gpu_takes_the_best_rungs_and_launches_them(tmp_path, cupy, monkeypatch):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from minift_kernels.arrays import array_namespace
 
 from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
+from minift.history import Array
 from minift.models.architecture import Architecture, Body, Head, ModelConfig
 from minift.models.attention import SelfAttention
 from minift.models.heads import CausalHead, LastTokenHead
@@ -129,8 +131,8 @@ class Qwen2Config(DecoderConfig):
 class Rotation(NamedTuple):
     """The cosine and the sine of every token's angles, (T, D / 2) each."""
 
-    cos: np.ndarray
-    sin: np.ndarray
+    cos: Array
+    sin: Array
 
 
 def rotation_speeds(config: DecoderConfig, source: str = "config.json") -> np.ndarray:
@@ -223,8 +225,9 @@ class Llama(Body):
         return words
 
     def encode(self, x: Tensor, batch: Batch) -> Tensor:
-        angles = batch.positions[:, None] * self.speeds  # (T, D / 2)
-        rotation = Rotation(np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
+        xp = array_namespace(x.data)
+        angles = xp.asarray(batch.positions[:, None] * self.speeds)  # (T, D / 2)
+        rotation = Rotation(xp.cos(angles).astype(x.dtype), xp.sin(angles).astype(x.dtype))
         for layer in self.layers:
             x = layer(x, batch.segments, rotation)
         return self.norm(x)

@@ -352,6 +352,7 @@ BFLOAT16 = {
     "attention": (),
     "layer_norm": ("weight", "bias"),
     "gelu": (),
+    "gelu_tanh": (),
     "dropout": (),
     "embedding": (),
     "cross_entropy": ("dlosses", "class_weights"),
