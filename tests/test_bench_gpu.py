@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from minift_kernels import OPERATIONS
+from minift_kernels import OPERATIONS, nvrtc
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -49,6 +49,17 @@ def test_a_wrong_rung_is_told(bench, monkeypatch, capsys):
     page = capsys.readouterr().out
     assert ": 2 rungs wrong" in page
     assert "- softmax cuda_c_warp float32: " in page
+
+
+@pytest.mark.skipif(nvrtc.why_not() is not None, reason=str(nvrtc.why_not()))
+def test_registers_of_other_tiles(bench):
+    import gpu_tiles
+
+    roomy, crowded = gpu_tiles.Tiles(own_tiles=1), gpu_tiles.Tiles(own_tiles=1, blocks=4)
+    assert gpu_tiles.registers(roomy, "dq")[0] > 128
+    assert gpu_tiles.registers(crowded, "dq")[0] <= 65536 // (4 * 128), (
+        "what four blocks of 128 threads can have"
+    )
 
 
 @pytest.mark.peers
