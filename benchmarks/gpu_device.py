@@ -89,8 +89,6 @@ def real_device() -> Device:
         sys.exit(f"benchmarks/gpu.py needs a GPU: {gpu.why_no_gpu()}; --dry-run runs it without one")
     import cupy
 
-    if not hasattr(np, "row_stack"):  # which numba-cuda 0.30 asks for, and NumPy 2.5 has no more
-        np.row_stack = np.vstack  # pyright: ignore
     return Device(cupy, is_real=True)
 
 

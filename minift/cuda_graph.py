@@ -76,8 +76,8 @@ class Graph:
 class GraphedPass:
     """`plain_pass` by graphs, for one model on a GPU. What it leaves in `.grad` stands until it is called again.
 
-    It reads of Python only the batch, the seed, and which parameters require a gradient; all else is as it was when
-    the graph was made.
+    It reads of Python only the batch, the seed, where the parameters are, and which of them require a gradient; all
+    else is as it was when the graph was made.
     """
 
     def __init__(self, model: TaskModel):
@@ -119,8 +119,8 @@ class GraphedPass:
         """A batch by the graph for its sizes, which is made where there is none; None where it cannot be."""
         batch = _filled_up(batch)
         shapes = tuple((array.shape, array.dtype) for array in _arrays(batch).values())
-        trained = tuple(each.requires_grad for each in self.parameters)
-        key = shapes, trained, random.default_generator.seed
+        parameters = tuple((each.data.data.ptr, each.requires_grad) for each in self.parameters)
+        key = shapes, parameters, random.default_generator.seed
         if key not in self.graphs:
             if len(self.graphs) == MOST_GRAPHS:
                 del self.graphs[next(iter(self.graphs))]

@@ -168,6 +168,19 @@ def test_what_is_trained_may_change(tmp_path):
     assert len(run_pass.graphs) == 2
 
 
+def test_weights_may_be_put_elsewhere(tmp_path):
+    model = model_on_gpu(tmp_path).eval()
+    (batch,) = batches_of(model, (3,))
+    run_pass = GraphedPass(model)
+    run_pass(batch)
+    model.zero_grad()
+    for parameter in model.parameters():
+        parameter.data = 2 * parameter.data
+    loss = run_pass(batch).item()
+    model.zero_grad()
+    assert loss == pytest.approx(plain_pass(model, batch).item(), rel=1e-6)
+
+
 def test_a_graph_that_gives_something_else_is_not_believed(tmp_path, monkeypatch, capsys):
     launch = cupy_stand_in.Graph.launch
 

@@ -204,6 +204,10 @@ numba_kernel, numba_function = NumbaKernel, NumbaFunction
 def _numba_cuda() -> ModuleType:
     # Numba warns of grids that leave a GPU idle. Whoever runs small shapes knows.
     os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
+    # numba-cuda, which is maintained but not developed further, stops at NumPy 2.5 for the want of one old name
+    # (https://github.com/NVIDIA/numba-cuda/issues/907).
+    if not hasattr(np, "row_stack"):
+        np.row_stack = np.vstack  # pyright: ignore
     from numba import cuda
 
     return cuda
