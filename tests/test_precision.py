@@ -140,3 +140,30 @@ def test_precisions_that_there_are_not(run, tiny):
         minift.load(tiny / "model", precision="int8")
     status, _, error = run("predict", tiny / "model", "--text", "a", "--precision", "tf32")
     assert (status, error) == (2, "minift: precision tf32 is a GPU's: it needs device cuda\n")
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("dtype", "result"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")]
+)
+def test_cublas_is_told_how_matrices_lie(cupy, transposed, dtype, result):
+    random, bf16 = np.random.default_rng(0), ml_dtypes.bfloat16
+    dtypes = {"float32": np.float32, "bfloat16": bf16}
+    a, b, c = (random.integers(-4, 5, shape).astype(np.float32) for shape in ((3, 7), (7, 5), (3, 5)))
+    want = a @ b  # whole numbers below 256, which bfloat16 holds
+    on_gpu = [
+        cupy.asarray(x.T.astype(dtypes[dtype]).copy()).T
+        if lies_across
+        else cupy.asarray(x.astype(dtypes[dtype]))
+        for x, lies_across in zip((a, b), transposed, strict=True)
+    ]
+    for add in (False, True):
+        out = cupy.asarray(c.astype(dtypes[result]))
+        cublas.product(*on_gpu, out, add=add)
+        np.testing.assert_array_equal(out.get().astype(np.float32), want + add * c)
+
+
+def test_nothing_to_sum_is_zero(cupy):
+    out = cupy.ones((2, 3), np.float32)
+    cublas.product(cupy.ones((2, 0), np.float32), cupy.ones((0, 3), np.float32), out)
+    np.testing.assert_array_equal(out.get(), np.zeros((2, 3)))
