@@ -1,7 +1,7 @@
 """cuBLAS, NVIDIA's library of matrix products, called through ctypes.
 
-CuPy has a way to it, too: `a @ b`. That takes four times as long to set out, gives bfloat16 from bfloat16 alone, though
-the sums were float32, and refuses to be captured in a CUDA graph.
+CuPy has a way to it, too: `a @ b`. But that refuses to be captured in a CUDA graph, adds to nothing, and of bfloat16
+gives bfloat16 alone, though the sums were float32.
 
 Names and numbers are those of cublas_api.h and library_types.h.
 """

@@ -243,7 +243,8 @@ __global__ void flash_dk_dv(const T* dout, const T* q, const T* k, const T* v, c
             multiply_rows<D>(dscores, tiles->dout, tiles->v);
             long long row = (long long)n * rows + t;
             SoftmaxBackward softmax_backward{
-                logsumexp + row, dots + row, scale, {threshold, keep_scale, mask_key(seed, call, calls_before)}, t, n, here};
+                logsumexp + row, dots + row, scale,
+                {threshold, keep_scale, mask_key(seed, call, calls_before)}, t, n, here};
             softmax_backward(scores, dscores, tile.first, [&](int row) {
                 return keys_seen(first + row, queries.length(), keys.length(), causal);
             });
@@ -274,7 +275,8 @@ __global__ void flash_dq(const T* dout, const T* q, const T* k, const T* v, cons
     long long own_place = (long long)t * q_stride + n * size, row = (long long)n * rows + t;
     auto seen_by = [&](int row) { return keys_seen(tile.first + row, queries.length(), keys.length(), causal); };
     SoftmaxBackward softmax_backward{
-        logsumexp + row, dots + row, scale, {threshold, keep_scale, mask_key(seed, call, calls_before)}, t, n, count};
+        logsumexp + row, dots + row, scale,
+        {threshold, keep_scale, mask_key(seed, call, calls_before)}, t, n, count};
     int most_seen = seen_by(count - 1);
 
     float sums[4][D / 8] = {};
