@@ -64,9 +64,16 @@ def test_rows_in_front_of_a_text_have_its_dtype(tmp_path, method):
     assert run_pass.why_not is not None
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(
-    "method", [{}, {"name": "lora", "rank": 2}, {"name": "bitfit"}, {"name": "houlsby"}, {"name": "ia3"}]
+    ("precision", "method"),
+    [
+        ("float32", {}),
+        ("bf16", {}),
+        ("float32", {"name": "lora", "rank": 2}),
+        ("float32", {"name": "bitfit"}),
+        ("float32", {"name": "houlsby"}),
+        ("bf16", {"name": "ia3"}),
+    ],
 )
 def test_steps_by_graphs_equal_steps_launch_by_launch(tmp_path, precision, method):
     plain = model_on_gpu(tmp_path, precision=precision, **method)
