@@ -17,6 +17,7 @@ from minift.cuda_graph import GraphedPass, plain_pass
 from minift.data import Batch
 from minift.models.architecture import initialize
 from minift.models.bert import ARCHITECTURE, BertConfig
+from minift.nn import skip_init
 from minift.tasks.text_classification import TextClassification
 
 SST2_LENGTHS = (4, 9, 11, 13, 15, 16, 18, 19, 21, 22, 24, 25, 27, 29, 30, 32, 34, 37, 40, 45, 66)
@@ -156,7 +157,8 @@ class Minift:
         minift.manual_seed(0)
         self.device = device
         config = BertConfig(**configuration(device, vocabulary))
-        model = TextClassification(ARCHITECTURE, config, ["negative", "positive"], None)  # pyright: ignore
+        with skip_init():
+            model = TextClassification(ARCHITECTURE, config, ["negative", "positive"], None)  # pyright: ignore
         initialize(dict(model.named_parameters()), config.initializer_range)
         model.to(device="cuda").compute_in(precision).train()
         self.optimizer = minift.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
