@@ -104,9 +104,12 @@ class GraphedPass:
 
         The plain pass also compiles the kernels and starts cuBLAS, much of which CUDA forbids in a capture.
         """
+        import cupy
+
         calls = random.default_generator.calls
         expected = plain_pass(self.model, batch).item(), grad_norm(self.parameters)
         self._forget(calls)
+        cupy.get_default_memory_pool().free_all_blocks()  # graphs have their own
         loss = self._run(batch)
         if loss is not None:
             found = loss.item(), grad_norm(self.parameters)

@@ -353,7 +353,9 @@ def _modules() -> dict[str, ModuleType]:
     cupy.add.at = _add_at
     cupy.frexp = lambda x: tuple(_made(lambda part=part: np.frexp(x._host)[part]) for part in range(2))
     cupy.is_available = lambda: True
-    cupy.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 3 * 2**30)
+    cupy.get_default_memory_pool = lambda: SimpleNamespace(
+        used_bytes=lambda: 3 * 2**30, free_all_blocks=lambda: None
+    )
     properties = {"name": b"Stand-in GPU", "totalGlobalMem": 8 * 2**30}
     cupy.split = lambda x, ends: list(map(ndarray, np.split(x._host, ends)))
     cupy.cuda = SimpleNamespace(
