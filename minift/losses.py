@@ -43,6 +43,7 @@ def cross_entropy(
     counted = indices != ignore_index
     weights = None if class_weights is None else class_weights.astype(logits.dtype)
     if on_gpu:
+        weights = None if weights is None else xp.asarray(weights)
         total = (counted if weights is None else weights[xp.where(counted, indices, 0)] * counted).sum()
     else:
         # What decides and divides is computed in NumPy: to ask a GPU for it would be to wait for it.

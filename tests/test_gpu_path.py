@@ -242,6 +242,8 @@ def test_other_losses(cupy):
     logits = minift.Tensor(cupy.asarray(np.float32([[1, 2], [3, 1]])), True)
     loss = minift.cross_entropy(logits, [0, -100], class_weights=np.float32([0.5, 2]))
     assert loss.item() == pytest.approx(np.log(1 + np.e))
+    there = minift.cross_entropy(logits, cupy.asarray([0, -100]), class_weights=np.float32([0.5, 2]))
+    assert there.item() == pytest.approx(loss.item()), "targets that are there already"
 
 
 # ------------------------------------------------------------------------------------------------------------
