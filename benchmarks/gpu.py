@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                       # everything; writes results/gpu.md and results/gpu.json
     python benchmarks/gpu.py --only check memory   # some parts; those measured before stay in the files
+    python benchmarks/gpu.py --rung softmax cuda_c_warp float32    # is this one right?
     python benchmarks/gpu.py --dry-run             # tiny shapes without a GPU: does the harness work?
 
 It needs CuPy, PyTorch and transformers beside minift's own dependencies, and runs from a checkout: nothing has to be

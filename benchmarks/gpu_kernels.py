@@ -360,7 +360,8 @@ def products(device: Device) -> list[dict]:
         cublas = device.milliseconds(partial(LADDERS["matmul"].rungs["cuda_c_cublas"].forward, a, b))
         for name, rung in rungs_of_gpu("matmul", dtype, device):
             computes_in_tf32 = dtype == FLOAT32 and hasattr(rung, "tolerance")
-            if computes_in_tf32 != (precision == "tf32") and dtype == FLOAT32:
+            is_of_another = computes_in_tf32 != (precision == "tf32") and dtype == FLOAT32
+            if is_of_another and name != "cuda_c_cublas":  # which computes in either
                 continue
             milliseconds = device.milliseconds(partial(rung.forward, a, b))
             results.append(

@@ -164,7 +164,6 @@ class Minift:
         self.optimizer = minift.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
         self.schedule = minift.linear_schedule(self.optimizer, 1000, warmup_steps=100)
         self.run_pass = GraphedPass(model) if in_graphs else partial(plain_pass, model)
-
         self.losses: list[float] = []
 
     def step(self, texts, labels) -> None:
@@ -206,7 +205,6 @@ class PyTorch:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
         self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, 100, 1000)
         self.forward = torch.compile(self.model) if compiled else self.model
-
         self.losses: list[float] = []
 
     def step(self, texts, labels) -> None:
