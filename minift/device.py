@@ -2,6 +2,7 @@
 
 A device is "cpu" or "cuda". A model moves as a whole, with `model.to(device="cuda")`; every operation then computes
 where its arrays are. Batches stay NumPy's: the operation that reads their integers moves them, and waits for nothing.
+(Only in a CUDA graph, `cuda_graph.py`, do they stand on the GPU.)
 """
 
 from collections.abc import Iterator
