@@ -86,7 +86,8 @@ def real_device() -> Device:
     from minift_kernels import gpu
 
     if gpu.why_no_gpu() is not None:
-        sys.exit(f"benchmarks/gpu.py needs a GPU: {gpu.why_no_gpu()}; --dry-run runs it without one")
+        program = Path(sys.argv[0]).name
+        sys.exit(f"{program} needs a GPU: {gpu.why_no_gpu()}; --help says what it does without one")
     import cupy
 
     return Device(cupy, is_real=True)

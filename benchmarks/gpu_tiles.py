@@ -129,11 +129,11 @@ def registers(tiles: Tiles, kernel: str) -> tuple[int, int]:
 
 def time_all(tried: list[Tiles]) -> None:
     """Milliseconds of each kernel on both shapes, and how far its results are from the file's own."""
-    import cupy
     import gpu_device
     import ml_dtypes
 
     device = gpu_device.real_device()
+    cupy = device.xp
     options = ("-std=c++17", f"-I{FILE.parent.parent}", f"-I{FILE.parent}")
     kernels = tuple(map(name_of, KERNELS))
 
