@@ -14,7 +14,7 @@ demo: $(VENV)/library
 	@$(BIN)/minift predict $(DEMO_OUT) --file demo/new_sentences.txt
 
 test: $(VENV)/dev  ## the ordinary suite: no network, no GPU, no torch
-	$(BIN)/python -m pytest -m "not peers and not slow"
+	$(BIN)/python -m pytest -m "not peers and not slow" --numprocesses 2 --dist worksteal
 
 test-peers: $(VENV)/peers  ## against torch, transformers and scikit-learn
 	$(BIN)/python -m pytest -m peers
