@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := runs/demo
+ORDINARY := -m "not peers and not slow" --numprocesses 2 --dist worksteal
+OF_KERNELS := tests/kernels tests/cuda_cpu
 
 .PHONY: demo test test-peers test-adapters test-slow lint bench bench-gpu experiments clean
 
@@ -13,8 +15,11 @@ demo: $(VENV)/library
 	@echo && echo "Its verdict on sentences that it has never seen:"
 	@$(BIN)/minift predict $(DEMO_OUT) --file demo/new_sentences.txt
 
+# Two processes whose loops run on all cores wait for each other, and took five times as long as with a thread each.
+# Only the kernels' own tests need the threads.
 test: $(VENV)/dev  ## the ordinary suite: no network, no GPU, no torch
-	$(BIN)/python -m pytest -m "not peers and not slow" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest $(ORDINARY) $(OF_KERNELS)
+	NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest $(ORDINARY) $(addprefix --ignore=,$(OF_KERNELS))
 
 test-peers: $(VENV)/peers  ## against torch, transformers and scikit-learn
 	$(BIN)/python -m pytest -m peers
