@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import BufferedWriter
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -180,36 +181,21 @@ def finetune(
         events(config.out, progress.step) if config.tensorboard else nullcontext() as board,
         tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True) as bar,
     ):
-        listeners = [each.add for each in (report, board) if each is not None]
         if board is not None and progress.step == 0 and progress.before is not None:
             board.judge(progress.before, 0)
         report.take_up(config.out / LOG, progress.log_bytes)
+        journal = Journal(progress, log, bar, [each.add for each in (report, board) if each is not None])
         while progress.step < total_steps:
             epoch, start = divmod(progress.step, steps_per_epoch)
             method.start_epoch(model, epoch)
             for batch in model.batches(
                 train_set, config.batch_size, seed=config.seed, epoch=epoch, start=start
             ):
-                progress.step += 1
-                line = {"step": progress.step, "epoch": epoch + 1}
-                line |= _step(
-                    model, run_pass, batch, optimizer, movement, progress.step, config.max_grad_norm
-                )
+                number = progress.step + 1
+                told = _step(model, run_pass, batch, optimizer, movement, number, config.max_grad_norm)
                 schedule.step()
-
-                progress.tokens += batch.tokens
-                progress.truncated += batch.truncated
-                progress.seconds += line["seconds"]
-                for listen in listeners:
-                    listen(line)
-                log.write(json.dumps(line).encode() + b"\n")
-                log.flush()
-                progress.log_bytes = log.tell()
-                speed = progress.tokens / progress.seconds
-                postfix = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.1e}, {speed:,.0f} tokens/s"
-                bar.set_postfix_str(postfix, refresh=False)  # update() draws, ten times a second at most
-                bar.update()
-                if config.save_every and progress.step % config.save_every == 0:
+                journal.add({"step": number, "epoch": epoch + 1, **told}, batch)
+                if config.save_every and number % config.save_every == 0:
                     training_state.save(config.out, progress, options, model, optimizer)
             report.write()
             after_epoch(model, epoch + 1)
@@ -234,6 +220,34 @@ def finetune(
         checkpoint.write_json(config.out / METRICS, metrics)
         training_state.forget(config.out)
     return metrics
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Everything that is told of a training step by step, and how far it has come."""
+
+    progress: training_state.Progress
+    log: BufferedWriter
+    bar: tqdm
+    listeners: list[Callable[[dict], None]]
+    """What else takes over a line of the log."""
+
+    def add(self, line: dict, batch: Batch) -> None:
+        """Tell of the step that was taken with this batch; `line` is what the log says of it."""
+        progress = self.progress
+        progress.step = line["step"]
+        progress.tokens += batch.tokens
+        progress.truncated += batch.truncated
+        progress.seconds += line["seconds"]
+        for listen in self.listeners:
+            listen(line)
+        self.log.write(json.dumps(line).encode() + b"\n")
+        self.log.flush()
+        progress.log_bytes = self.log.tell()
+        speed = progress.tokens / progress.seconds
+        postfix = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.1e}, {speed:,.0f} tokens/s"
+        self.bar.set_postfix_str(postfix, refresh=False)  # update() draws, ten times a second at most
+        self.bar.update()
 
 
 def _start_anew(
