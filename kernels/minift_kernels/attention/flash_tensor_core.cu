@@ -55,20 +55,31 @@ struct Rows {
         int swizzle = row_chunks >= 8 ? row % 8 : row / 2 % 4;  // where a row has 4 chunks, 2 rows share 128 bytes
         return (row * row_chunks + (chunk ^ swizzle)) * in_chunk;
     }
+    /// The same for row + own_row and chunk + own_chunk, where 8 divides the row, 2 the chunk, and own_chunk is 0 or 1.
+    /// Then only `place(own_row, own_chunk)` has to be worked out, once for all rows and chunks.
+    static __device__ int place(int row, int chunk, int own_row, int own_chunk) {
+        return row * D + (place(own_row, own_chunk) ^ chunk * in_chunk);
+    }
 
     /// Begins to copy `count` rows of `size` numbers, `stride` apart in memory, with 0 beside and below them.
     template <int rows>
     static __device__ void fetch(T* tile, const T* first, int count, int size, int stride, bool is_aligned) {
+        constexpr int rows_at_once = threads / row_chunks;
+        int row = threadIdx.x / row_chunks, chunk = threadIdx.x % row_chunks;
+        int numbers = min(max(size - chunk * in_chunk, 0), in_chunk);
+        int rows_left = numbers ? count - row : 0;
+        const T* from = first + (long long)row * stride + chunk * in_chunk;
+        if (is_aligned) {
 #pragma unroll
-        for (int pass = 0; pass < rows * row_chunks / threads; pass++) {
-            int number = pass * threads + threadIdx.x, row = number / row_chunks, chunk = number % row_chunks;
-            int numbers = row < count ? min(max(size - chunk * in_chunk, 0), in_chunk) : 0;
-            const T* from = first + (numbers ? (long long)row * stride + chunk * in_chunk : 0);
-            T* to = tile + place(row, chunk);
-            if (is_aligned) {
-                cp_async_16(to, from, numbers * sizeof(T));
-            } else {
-                for (int i = 0; i < in_chunk; i++) to[i] = i < numbers ? from[i] : from_float<T>(0.0f);
+            for (int r = 0; r < rows; r += rows_at_once)
+                cp_async_16(tile + place(row + r, chunk), r < rows_left ? from + (long long)r * stride : first,
+                            r < rows_left ? chunk_bytes : 0);
+        } else {
+#pragma unroll 1
+            for (int r = 0; r < rows; r += rows_at_once) {
+                T* to = tile + place(row + r, chunk);
+                for (int i = 0; i < in_chunk; i++)
+                    to[i] = r < rows_left && i < numbers ? from[(long long)r * stride + i] : from_float<T>(0.0f);
             }
         }
     }
@@ -76,24 +87,24 @@ struct Rows {
     /// 16 rows of a step of columns as a factor a.
     static __device__ void load_a(unsigned int (&a)[4], const T* tile, int row, int step) {
         int lane = threadIdx.x % 32;
-        ldmatrix_x4(a, tile + place(row + lane % 16, 2 * step + lane / 16));
+        ldmatrix_x4(a, tile + place(row, 2 * step, lane % 16, lane / 16));
         round(a);
     }
     /// 16 rows of a step of columns as two factors b, whose columns are these rows: b = rows^T.
     static __device__ void load_b_of_rows(unsigned int (&b)[4], const T* tile, int row, int step) {
         int lane = threadIdx.x % 32;
-        ldmatrix_x4(b, tile + place(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+        ldmatrix_x4(b, tile + place(row, 2 * step, lane % 8 + lane / 16 * 8, lane / 8 % 2));
         round(b);
     }
     /// A step of rows by 16 columns as two factors b.
     static __device__ void load_b(unsigned int (&b)[4], const T* tile, int step, int column) {
         int lane = threadIdx.x % 32;
         if constexpr (sizeof(T) == 2) {
-            ldmatrix_x4_trans(b, tile + place(16 * step + lane % 16, column / in_chunk + lane / 16));
+            ldmatrix_x4_trans(b, tile + place(16 * step, column / in_chunk, lane % 16, lane / 16));
         } else {
             for (int r = 0; r < 4; r++) {
-                int row = 8 * step + lane % 4 * 2 + r % 2, own_column = column + r / 2 * 8 + lane / 4;
-                b[r] = __float_as_uint(tile[place(row, own_column / in_chunk) + own_column % in_chunk]);
+                int chunk = column / in_chunk + r / 2 * 2;
+                b[r] = __float_as_uint(tile[place(8 * step, chunk, lane % 4 * 2 + r % 2, lane / 16) + lane / 4 % 4]);
             }
             round(b);
         }
@@ -213,21 +224,31 @@ __device__ void write_rows(T* first, const float (&sums)[m_tiles][D / 8][4], con
         }
 }
 
-/// What multiplies the four probabilities that a lane holds of a product: queries t and t + 8, keys j and j +
-/// 1, where j is 2 (l % 4) plus a multiple of 8. Of a block of four keys two lanes hold two each. Each of
-/// them draws the words of one query, and gives the other what that one needs.
-__device__ void keep_queries_by_keys(float (&kept)[4], const Dropout& dropout, int t, int n, int j) {
+/// Dropout of a product whose rows are queries, the lane's first of them t, and whose columns are keys, from `first`
+/// on. Of each tile a lane holds queries t and t + 8 and two keys side by side; of a block of four keys two lanes hold
+/// two each. Each of them draws the words of one query, and gives the other what that one needs.
+template <int m_tiles, int n_tiles>
+__device__ void drop_queries_by_keys(float (&products)[m_tiles][n_tiles][4], const Dropout& dropout, int t, int n,
+                                     int first) {
     bool odd = threadIdx.x % 2;
-    uint4 words = philox(make_uint4(j / 4, odd ? t + 8 : t, n, 1), dropout.key);
-    unsigned int x = __shfl_xor_sync(0xffffffff, odd ? words.x : words.z, 1);
-    unsigned int y = __shfl_xor_sync(0xffffffff, odd ? words.y : words.w, 1);
-    kept[0] = dropout.of_word(odd ? x : words.x), kept[1] = dropout.of_word(odd ? y : words.y);
-    kept[2] = dropout.of_word(odd ? words.z : x), kept[3] = dropout.of_word(odd ? words.w : y);
+    int block = first / 4 + threadIdx.x % 4 / 2;  // of keys
+#pragma unroll
+    for (int i = 0; i < m_tiles; i++)
+#pragma unroll
+        for (int j = 0; j < n_tiles; j++) {
+            float(&product)[4] = products[i][j];
+            uint4 words = philox(make_uint4(block + 2 * j, t + 16 * i + (odd ? 8 : 0), n, 1), dropout.key);
+            unsigned int x = __shfl_xor_sync(0xffffffff, odd ? words.x : words.z, 1);
+            unsigned int y = __shfl_xor_sync(0xffffffff, odd ? words.y : words.w, 1);
+            product[0] *= dropout.of_word(odd ? x : words.x), product[1] *= dropout.of_word(odd ? y : words.y);
+            product[2] *= dropout.of_word(odd ? words.z : x), product[3] *= dropout.of_word(odd ? words.w : y);
+        }
 }
 
-/// The same where rows are keys: keys j and j + 8, queries t and t + 1, where j is l / 4 plus a multiple of
-/// 8. Four lanes hold the keys of a block of four, for two queries and two blocks: four draws, one for each
-/// lane. Then lane i has row i of a matrix of 4 x 4 words and needs column i; two exchanges transpose it.
+/// What multiplies the four numbers that a lane holds of a tile whose rows are keys: keys j and j + 8, queries t and
+/// t + 1, where j is l / 4 plus a multiple of 8. Four lanes hold the keys of a block of four, for two queries and two
+/// blocks: four draws, one for each lane. Then lane i has row i of a matrix of 4 x 4 words and needs column i; two
+/// exchanges transpose it.
 __device__ void keep_keys_by_queries(float (&kept)[4], const Dropout& dropout, int t, int n, int j) {
     int i = threadIdx.x / 4 % 4;  // which of the four keys
     uint4 words = philox(make_uint4(j / 4 + i / 2 * 2, t + i % 2, n, 1), dropout.key);
@@ -240,6 +261,24 @@ __device__ void keep_keys_by_queries(float (&kept)[4], const Dropout& dropout, i
     words = high ? make_uint4(a, b, words.z, words.w) : make_uint4(words.x, words.y, a, b);
     kept[0] = dropout.of_word(words.x), kept[1] = dropout.of_word(words.y);
     kept[2] = dropout.of_word(words.z), kept[3] = dropout.of_word(words.w);
+}
+
+/// `value` in place of those numbers of a product whose row and column, counted from its first, are not seen.
+///
+/// Few tiles have any. Were each number looked at where it is used, that would cost more than all else that is done
+/// with it.
+template <int m_tiles, int n_tiles, class IsSeen>
+__device__ void replace_unseen(float (&products)[m_tiles][n_tiles][4], float value, IsSeen is_seen) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < m_tiles; i++)
+#pragma unroll
+        for (int j = 0; j < n_tiles; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int row = 16 * i + e / 2 * 8 + lane / 4, column = 8 * j + lane % 4 * 2 + e % 2;
+                if (!is_seen(row, column)) products[i][j][e] = value;
+            }
 }
 
 /// Over the four lanes that hold a row.
@@ -304,21 +343,18 @@ __global__ void __launch_bounds__(128) flash_tensor_core_forward(
         int stage = first / walk_rows % 2 * walk_rows * D;
         float scores[m_tiles][n_tiles][4];
         multiply_rows<T, D>(scores, q_tile, warp_row, k_tiles + stage);
-        bool all_seen = first + walk_rows <= seen_by(warp_row);  // by the first row, and so by all
+        if (first + walk_rows > seen_by(warp_row))  // else the warp's first row sees them all, and so do the others
+            replace_unseen(scores, minus_infinity(),
+                           [&](int row, int key) { return first + key < seen_by(warp_row + row); });
 #pragma unroll
         for (int i = 0; i < m_tiles; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                int seen = seen_by(own_row + 16 * i + 8 * h) - first;
                 float now_largest = largest[i][h];
 #pragma unroll
                 for (int j = 0; j < n_tiles; j++)
 #pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        float& score = scores[i][j][2 * h + e];
-                        if (!all_seen && 8 * j + lane % 4 * 2 + e >= seen) score = minus_infinity();
-                        now_largest = fmaxf(now_largest, score);
-                    }
+                    for (int e = 0; e < 2; e++) now_largest = fmaxf(now_largest, scores[i][j][2 * h + e]);
                 now_largest = row_max(now_largest);
                 // Subtracted before it is scaled: so the largest is 2^0 to the bit, however large the scores are.
                 float base = now_largest == minus_infinity() ? 0.0f : now_largest;
@@ -336,15 +372,7 @@ __global__ void __launch_bounds__(128) flash_tensor_core_forward(
                         total[i][h] += score;
                     }
             }
-        if (threshold)
-#pragma unroll
-            for (int i = 0; i < m_tiles; i++)
-#pragma unroll
-                for (int j = 0; j < n_tiles; j++) {
-                    float kept[4];
-                    keep_queries_by_keys(kept, dropout, t + own_row + 16 * i, n, first + 8 * j + lane % 4 * 2);
-                    for (int e = 0; e < 4; e++) scores[i][j][e] *= kept[e];
-                }
+        if (threshold) drop_queries_by_keys(scores, dropout, t + own_row, n, first);
         add_weighted_rows<T, D>(sums, scores, v_tiles + stage);
     }
 
@@ -389,10 +417,12 @@ __global__ void __launch_bounds__(128) flash_tensor_core_dk_dv(
     // Causal: query i sees key j from i = j - (keys - queries) on. The group's heads are walked one after the
     // other.
     int first_query = causal ? max(0, tile.first - (keys.length() - queries.length())) : 0;
-    int tiles = max(0, (queries.length() - first_query + walk_rows - 1) / walk_rows), turns = group * tiles;
-    auto fetch = [&](int turn) {
-        int n = m * group + turn / tiles, first = first_query + turn % tiles * walk_rows, t = queries.start + first;
-        int stage = turn % 2 * walk_rows, left = queries.length() - first;
+    int turns = group * max(0, (queries.length() - first_query + walk_rows - 1) / walk_rows);
+    struct Turn {
+        int n, first;  // which head, and from which query on
+    };
+    auto fetch = [&](Turn turn, int stage) {
+        int n = turn.n, first = turn.first, t = queries.start + first, left = queries.length() - first;
         long long place = (long long)t * q_stride + n * size, row = (long long)n * rows + t;
         Rows<T, D>::template fetch<walk_rows>(q_tiles + stage * D, q + place, left, size, q_stride, is_aligned);
         Rows<T, D>::template fetch<walk_rows>(dout_tiles + stage * D, dout + place, left, size, q_stride, is_aligned);
@@ -407,42 +437,60 @@ __global__ void __launch_bounds__(128) flash_tensor_core_dk_dv(
     float scale_2 = scale * log2_e;
     Rows<T, D>::template fetch<own_rows>(k_tile, k + own_place, count, size, k_stride, is_aligned);
     Rows<T, D>::template fetch<own_rows>(v_tile, v + own_place, count, size, k_stride, is_aligned);
-    if (turns > 0) fetch(0);
+    Turn next = {m * group, first_query};
+    if (turns > 0) fetch(next, 0);
     for (int turn = 0; turn < turns; turn++) {
         cp_async_wait<0>();  // this thread's part of the tiles is here
         __syncthreads();     // so is everybody's; and everybody has read the tiles before
-        if (turn + 1 < turns) fetch(turn + 1);
-        int n = m * group + turn / tiles, first = first_query + turn % tiles * walk_rows;
-        int stage = turn % 2 * walk_rows;
+        int n = next.n, first = next.first, stage = turn % 2 * walk_rows;
+        bool of_next_head = first + walk_rows >= queries.length();
+        next = of_next_head ? Turn{n + 1, first_query} : Turn{n, first + walk_rows};
+        if (turn + 1 < turns) fetch(next, walk_rows - stage);
         float scores[m_tiles][n_tiles][4], dscores[m_tiles][n_tiles][4];
         multiply_rows<T, D>(scores, k_tile, warp_row, q_tiles + stage * D);
         multiply_rows<T, D>(dscores, v_tile, warp_row, dout_tiles + stage * D);
-        bool all_seen = !causal || tile.first + own_rows <= keys_seen(first, queries.length(), keys.length(), true);
 #pragma unroll
         for (int j = 0; j < n_tiles; j++) {
-            int column = 8 * j + lane % 4 * 2, query = first + column;
+            int column = 8 * j + lane % 4 * 2;
             float2 total = *reinterpret_cast<const float2*>(logsumexp_tiles + stage + column);
-            float2 dot = *reinterpret_cast<const float2*>(dots_tiles + stage + column);
 #pragma unroll
-            for (int i = 0; i < m_tiles; i++) {
-                float kept[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                if (threshold)
-                    keep_keys_by_queries(kept, dropout, queries.start + query, n, own_key + 16 * i);
+            for (int i = 0; i < m_tiles; i++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    int key = own_key + 16 * i + e / 2 * 8;
                     float shift = (e % 2 ? total.y : total.x) * log2_e;
-                    float probability = exp2_approx(scores[i][j][e] * scale_2 - shift);
-                    if (!all_seen && key >= keys_seen(query + e % 2, queries.length(), keys.length(), true))
-                        probability = 0.0f;
-                    // softmax: ds_j = p_j (dp_j - sum_i p_i dp_i)
-                    dscores[i][j][e] = probability * (dscores[i][j][e] * kept[e] - (e % 2 ? dot.y : dot.x));
-                    scores[i][j][e] = probability * kept[e];
+                    scores[i][j][e] = exp2_approx(scores[i][j][e] * scale_2 - shift);
                 }
+        }
+        float(&probabilities)[m_tiles][n_tiles][4] = scores;
+        auto seen_by = [&](int query) { return keys_seen(first + query, queries.length(), keys.length(), causal); };
+        if (causal && tile.first + warp_row + 16 * m_tiles > seen_by(0))  // else the first query sees all of the warp's
+            replace_unseen(probabilities, 0.0f,
+                           [&](int key, int query) { return tile.first + warp_row + key < seen_by(query); });
+        auto differentiate = [&](int i, int j, const float(&kept)[4]) {
+            float2 dot = *reinterpret_cast<const float2*>(dots_tiles + stage + 8 * j + lane % 4 * 2);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                // softmax: ds_j = p_j (dp_j - sum_i p_i dp_i)
+                float shifted = dscores[i][j][e] * kept[e] - (e % 2 ? dot.y : dot.x);
+                dscores[i][j][e] = probabilities[i][j][e] * shifted;
+                probabilities[i][j][e] *= kept[e];
+            }
+        };
+        if (threshold == 0) {
+#pragma unroll
+            for (int i = 0; i < m_tiles * n_tiles; i++)
+                differentiate(i / n_tiles, i % n_tiles, {1.0f, 1.0f, 1.0f, 1.0f});
+        } else {
+#pragma unroll
+            for (int i = 0; i < m_tiles * n_tiles; i++) {
+                float kept[4];
+                int t = queries.start + first + i % n_tiles * 8 + lane % 4 * 2;
+                keep_keys_by_queries(kept, dropout, t, n, own_key + i / n_tiles * 16);
+                differentiate(i / n_tiles, i % n_tiles, kept);
             }
         }
         // out = probabilities v, and scores = scale q k^T
-        add_weighted_rows<T, D>(sum_v, scores, dout_tiles + stage * D);
+        add_weighted_rows<T, D>(sum_v, probabilities, dout_tiles + stage * D);
         add_weighted_rows<T, D>(sum_k, dscores, q_tiles + stage * D);
     }
     float scales[m_tiles][2], ones[m_tiles][2];
@@ -505,21 +553,22 @@ __global__ void __launch_bounds__(128) flash_tensor_core_dq(
         float scores[m_tiles][n_tiles][4], dscores[m_tiles][n_tiles][4];
         multiply_rows<T, D>(scores, q_tile, warp_row, k_tiles + stage);
         multiply_rows<T, D>(dscores, dout_tile, warp_row, v_tiles + stage);
-        bool all_seen = first + walk_rows <= seen_by(warp_row);
 #pragma unroll
-        for (int i = 0; i < m_tiles; i++)
+        for (int i = 0; i < m_tiles * n_tiles * 4; i++) {
+            float& score = scores[i / 4 / n_tiles][i / 4 % n_tiles][i % 4];
+            score = exp2_approx(score * scale_2 - shift[i / 4 / n_tiles][i % 4 / 2]);
+        }
+        float(&probabilities)[m_tiles][n_tiles][4] = scores;
+        if (first + walk_rows > seen_by(warp_row))
+            replace_unseen(probabilities, 0.0f,
+                           [&](int row, int key) { return first + key < seen_by(warp_row + row); });
+        if (threshold) drop_queries_by_keys(dscores, dropout, t + own_row, n, first);
 #pragma unroll
-            for (int j = 0; j < n_tiles; j++) {
-                int column = first + 8 * j + lane % 4 * 2;
-                float kept[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                if (threshold) keep_queries_by_keys(kept, dropout, t + own_row + 16 * i, n, column);
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float probability = exp2_approx(scores[i][j][e] * scale_2 - shift[i][e / 2]);
-                    if (!all_seen && column + e % 2 >= seen_by(own_row + 16 * i + e / 2 * 8)) probability = 0.0f;
-                    dscores[i][j][e] = probability * (dscores[i][j][e] * kept[e] - dot[i][e / 2]);
-                }
-            }
+        for (int i = 0; i < m_tiles * n_tiles * 4; i++) {
+            float& dscore = dscores[i / 4 / n_tiles][i / 4 % n_tiles][i % 4];
+            float probability = probabilities[i / 4 / n_tiles][i / 4 % n_tiles][i % 4];
+            dscore = probability * (dscore - dot[i / 4 / n_tiles][i % 4 / 2]);
+        }
         add_weighted_rows<T, D>(sums, dscores, k_tiles + stage);
     }
     write_rows<T, D>(dq + own_place, sums, scales, warp_row, count, size, q_stride);

@@ -54,11 +54,12 @@ struct Factor {
     const T* first;     // of the tile's first row (column) i, k = 0
     long long stride;   // from one row in memory to the next
     int count_i, count_k;
-    bool is_aligned;    // every row begins at a multiple of 16 bytes
+    bool is_aligned;    // every row begins and ends at a multiple of 16 bytes
 
     __device__ Factor(const T* x, long long stride, int first_i, int i_in_all, int count_k)
         : first(x + first_i * (along_k ? stride : 1)), stride(stride), count_i(i_in_all - first_i), count_k(count_k) {
-        is_aligned = reinterpret_cast<size_t>(x) % chunk_bytes == 0 && stride * sizeof(T) % chunk_bytes == 0;
+        is_aligned = reinterpret_cast<size_t>(x) % chunk_bytes == 0 && stride % in_chunk == 0 &&
+                     (along_k ? count_k : i_in_all) % in_chunk == 0;
     }
 
     /// Where chunk `chunk` of row `row` of a tile stands.
@@ -70,22 +71,23 @@ struct Factor {
     /// Begins to copy the tile from k on, with 0 beyond the edges. Rows that are not aligned are copied at
     /// once.
     __device__ void fetch(T* tile, int k) const {
-        constexpr int rows_at_once = threads / row_chunks;
+        constexpr int rows = chunks_of_tile / row_chunks, rows_at_once = threads / row_chunks;
         int row = threadIdx.x / row_chunks, chunk = threadIdx.x % row_chunks, column = chunk * in_chunk;
         int rows_left = (along_k ? count_i : count_k - k) - row, left = (along_k ? count_k - k : count_i) - column;
+        if (left <= 0) rows_left = 0;
         const T* from = first + row * stride + column + (along_k ? k : k * stride);
         T* to = tile + place(row, chunk);  // `rows_at_once` is such that further rows have the same swizzle
-        left = min(max(left, 0), in_chunk);
+        if (is_aligned) {
 #pragma unroll
-        for (int pass = 0; pass < chunks_of_tile / threads; pass++) {
-            int numbers = pass * rows_at_once < rows_left ? left : 0;
-            if (is_aligned) {
-                cp_async_16(to, numbers ? from : first, numbers * sizeof(T));
-            } else {
-                for (int i = 0; i < in_chunk; i++) to[i] = i < numbers ? from[i] : from_float<T>(0.0f);
-            }
-            from += rows_at_once * stride;
-            to += rows_at_once * row_chunks * in_chunk;
+            for (int r = 0; r < rows; r += rows_at_once)
+                cp_async_16(to + r * row_chunks * in_chunk, r < rows_left ? from + r * stride : first,
+                            r < rows_left ? chunk_bytes : 0);
+        } else {
+#pragma unroll 1
+            for (int r = 0; r < rows; r += rows_at_once)
+                for (int i = 0; i < in_chunk; i++)
+                    to[r * row_chunks * in_chunk + i] =
+                        r < rows_left && i < left ? from[r * stride + i] : from_float<T>(0.0f);
         }
     }
 
