@@ -1,8 +1,8 @@
 """Fine-tunings that are remembered: each in a process of its own, each finished one a line of JSON.
 
 A run is told by its settings, a dict. One that stands in the results with equal settings is not repeated, so a program
-of many runs can be stopped at any time and started again; two processes may append to one file, if they run different
-runs.
+of many runs can be stopped at any time and started again. Several processes may share one file: each leaves out what
+another has finished meanwhile, but two that begin the same run at the same time both do it.
 """
 
 import json
@@ -50,6 +50,8 @@ def run_missing(script: str, wanted: list[dict], options, again: bool = False) -
     source = "as runs took before" if finished else "a guess"
     print(f"{len(missing)} of {len(wanted)} runs to do: about {minutes:.0f} minutes ({source})", flush=True)
     for number, settings in enumerate(missing, start=1):
+        if not again and key_of(settings) in read(options.results):
+            continue
         words = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in ([], None))
         print(f"{number} of {len(missing)}: {words}", flush=True)
         task = {"run": settings, "data": str(options.data)}
@@ -57,10 +59,11 @@ def run_missing(script: str, wanted: list[dict], options, again: bool = False) -
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"the run failed: {settings}")
-        finished[key_of(settings)] = result = json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(done.stdout.splitlines()[-1])
         options.results.parent.mkdir(parents=True, exist_ok=True)
         with options.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
+    finished = read(options.results)
     return [finished[key_of(settings)] for settings in wanted]
 
 
