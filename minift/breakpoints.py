@@ -11,8 +11,8 @@ more (a backward changes nothing, so that does no harm): stepping into it shows 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from minift_kernels.arrays import array_namespace
 
@@ -20,8 +20,7 @@ from minift.history import Node, Step
 from minift.recording import Array
 
 
-@dataclass(frozen=True)
-class Breakpoint:
+class Breakpoint(NamedTuple):
     """Where to stop: all that is given must hold."""
 
     op: str | None = None

@@ -310,7 +310,7 @@ def run_predict(options: Predict) -> None:
         inputs = [examples[index][0] for index in range(len(examples))]
     for text, prediction in zip(inputs, model.predict(inputs, options.batch_size), strict=True):
         if options.json:
-            print(json.dumps({"text": text, **asdict(prediction)}, ensure_ascii=False))
+            print(json.dumps({"text": text, **prediction._asdict()}, default=asdict, ensure_ascii=False))
         else:
             print(model.in_words(text, prediction))
 
@@ -366,7 +366,7 @@ def run_doctor(options: Doctor) -> int:
         )
     found = examine(case)
     if options.json:
-        print(json.dumps([asdict(finding) for finding in found]))
+        print(json.dumps([finding._asdict() for finding in found]))
     elif found:
         print("\n\n".join(map(str, found)))
     else:

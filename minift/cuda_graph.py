@@ -19,8 +19,8 @@ run launch by launch, as on a CPU.
 
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,7 @@ def plain_pass(model: TaskModel, batch: Batch) -> Array:
     return loss.data
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """A pass that has been written down, with the arrays that it reads and those that it leaves."""
 
     graph: Any

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -43,8 +44,7 @@ class RateSearch(TrainingConfig):
     """Steps of the range test, and of each run of the grid. Short runs like higher rates than long ones."""
 
 
-@dataclass(frozen=True)
-class FoundRate:
+class FoundRate(NamedTuple):
     """What the range test and the grid saw."""
 
     rates: list[float]

@@ -9,8 +9,7 @@ One direction tests all elements at once: an error in any of them shows, unless 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from minift_kernels.arrays import array_namespace
@@ -23,8 +22,7 @@ STEP = 1e-6
 """h, in units of the input's root mean square: (in float64) far above rounding, far below the curve of f."""
 
 
-@dataclass(frozen=True)
-class GradientCheck:
+class GradientCheck(NamedTuple):
     """What the backward says and what is measured, along one direction."""
 
     name: str

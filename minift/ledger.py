@@ -11,7 +11,7 @@ how far the entries are from adding up to `.grad`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minift_kernels.arrays import array_namespace
 
@@ -22,8 +22,7 @@ from minift.tensor import Tensor
 from minift.trace import names_of_parameters
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What one use of a parameter in one pass added to its `.grad`."""
 
     batch: str

@@ -107,7 +107,7 @@ class Report:
                 {"text": shortened(each.text, 300), "expected": shortened(each.expected, 100)}
                 for each in verdicts
             ],
-            "outcomes": None if outcomes is None else dataclasses.asdict(outcomes),
+            "outcomes": None if outcomes is None else outcomes._asdict(),
         }
 
     def write(self) -> None:

@@ -9,9 +9,9 @@ import ast
 import inspect
 import linecache
 import sys
-from dataclasses import dataclass
 from functools import cache
 from types import CodeType
+from typing import NamedTuple
 
 _ENGINE = {f"minift.{name}" for name in ("history", "tensor", "ops", "nn", "losses")} | {__name__}
 
@@ -29,8 +29,7 @@ def operation_name(backward: CodeType) -> str:
     return backward.co_qualname.split(".<locals>")[0].split(".")[-1].strip("_")
 
 
-@dataclass(frozen=True)
-class OperationSource:
+class OperationSource(NamedTuple):
     """Where an operation stands, and what it says of itself."""
 
     formula: str

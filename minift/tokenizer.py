@@ -9,9 +9,8 @@ long is cut.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -43,8 +42,7 @@ DEFAULT_MAX_LENGTH = 512
 UNLIMITED = 1e6  # transformers writes 1e30 where it knows no maximum
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """One text, or pair of texts, as the model reads it: with special tokens, cut to the maximum length."""
 
     ids: list[int]
@@ -54,8 +52,7 @@ class Encoding:
     """Where in the text each token stands; None for one that is special or of another text. Only where asked for."""
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """What stands around the texts: `around[i]` goes before text i, the last one behind them all.
 
     Each is a list of (id, token type) of special tokens; `types[i]` is the token type of text i.
@@ -146,18 +143,14 @@ class Tokenizer:
             width = room - len(asked)
             step = max(1, width - min(overlap, width // 2))
             starts = [0, *range(step, len(second.ids) - width + step, step)]
-            made.append(
-                [
-                    replace(
-                        self._assemble(
-                            [asked, second.ids[start : start + width]],
-                            [[None] * len(asked), second.offsets[start : start + width]],
-                        ),
-                        truncated=len(asked) < len(first.ids),
-                    )
-                    for start in starts
-                ]
-            )
+            windows = [
+                self._assemble(
+                    [asked, second.ids[start : start + width]],
+                    [[None] * len(asked), second.offsets[start : start + width]],
+                )
+                for start in starts
+            ]
+            made.append([window._replace(truncated=len(asked) < len(first.ids)) for window in windows])
         return made
 
     def _assemble(

@@ -222,8 +222,7 @@ def finetune(
     return metrics
 
 
-@dataclass(frozen=True)
-class Journal:
+class Journal(NamedTuple):
     """Everything that is told of a training step by step, and how far it has come."""
 
     progress: training_state.Progress

@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
@@ -110,8 +110,7 @@ def _open(library: Path) -> ctypes.CDLL:
 _one_launch_at_a_time = Lock()
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel of a `Module`, called like CuPy's: `kernel(grid, block, arguments, shared_mem=0)`."""
 
     library: Path
@@ -199,7 +198,7 @@ class Kernel:
         """A sanitizer ends the process in which it finds something; what it said becomes a KernelError."""
         with tempfile.TemporaryDirectory() as folder:
             request, result = Path(folder, "request"), Path(folder, "result")
-            request.write_bytes(pickle.dumps((asdict(self), (grid, block, args, shared_mem, order, seed))))
+            request.write_bytes(pickle.dumps((self._asdict(), (grid, block, args, shared_mem, order, seed))))
             completed = subprocess.run(
                 [sys.executable, __file__, str(request), str(result)],
                 env=os.environ | _sanitizer_environment(self.sanitize),

@@ -1,10 +1,9 @@
 """What the doctor says: one finding, and how it is printed."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that is wrong."""
 
     name: str

@@ -1,7 +1,8 @@
 """The loss that is made of labels and answers, held against formulas that NumPy computes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,8 +79,7 @@ def loss_is_the_mean(case: Case) -> Iterator[Finding]:
         )
 
 
-@dataclass(frozen=True)
-class Weighed:
+class Weighed(NamedTuple):
     """A loss on random answers that is not the mean of its targets' losses, taken apart."""
 
     batch: Batch

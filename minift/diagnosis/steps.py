@@ -1,8 +1,8 @@
 """The optimizer's step: that it is AdamW's, that what is trained moves and what is frozen does not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -115,8 +115,7 @@ def step_is_adamw(case: Case) -> Iterator[Finding]:
     )
 
 
-@dataclass(frozen=True)
-class Walk:
+class Walk(NamedTuple):
     """What some steps did to one parameter; of all arrays a sample."""
 
     parameter: Parameter

@@ -3,9 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from minift_kernels import cross_entropy as cross_entropy_kernels
@@ -83,8 +82,7 @@ def batch_of_tokens(texts: Sequence[Any], labels: Sequence[Any] | None = None) -
     )
 
 
-@dataclass(frozen=True)
-class TextScore:
+class TextScore(NamedTuple):
     """How well the model foretold a text's tokens: of each that had a label, its loss, and how many seemed likelier."""
 
     losses: np.ndarray

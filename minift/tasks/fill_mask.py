@@ -1,9 +1,8 @@
 """Fill-mask: which word stood where the mask is; how encoders are pre-trained (Devlin et al. 2019, section 3.1)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from minift_kernels import softmax as softmax_kernels
@@ -31,8 +30,7 @@ MASKED = 0.15
 CANDIDATES = 5
 
 
-@dataclass(frozen=True)
-class Filling:
+class Filling(NamedTuple):
     """The likeliest words for each mask of a text, and how likely each is."""
 
     words: list[dict[str, float]]

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -48,8 +47,7 @@ class LabelSets(Dataset):
         return self.each(rows)
 
 
-@dataclass(frozen=True)
-class LabelsPrediction:
+class LabelsPrediction(NamedTuple):
     """What the model says of one text: the labels that are more likely than not, and every label's probability."""
 
     labels: list[str]

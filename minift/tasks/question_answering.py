@@ -12,6 +12,7 @@ An answer that a window does not hold whole, or that nowhere is, stands at its f
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,7 @@ LOWEST = float(np.finfo(np.float32).min)
 """Below every score, and a number that JSON can write, which minus infinity is not."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer to one question: characters `start` to `end` (exclusive) of its context, as they are written there.
 
     Where the model may say that there is none, and does, the text is empty and both ends are 0.

@@ -10,9 +10,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minift.checkpoint import read_json
 from minift.errors import InputError
@@ -20,8 +19,7 @@ from minift.metrics import f1
 from minift.tokenizer import Span
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question, the text that it asks about, and where in it people found the answer: nowhere, if there is none."""
 
     id: str

@@ -5,9 +5,8 @@ loop, the evaluation and the command line know of a task only what this class de
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,8 +28,7 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What was right for one example and what the model said of it, in words for a reader."""
 
     text: str
@@ -40,8 +38,7 @@ class Verdict:
     """How good that was: more is better; what it measures, the task says."""
 
 
-@dataclass(frozen=True)
-class Outcomes:
+class Outcomes(NamedTuple):
     """A table of how often (`counts`, integers, a list a row) what was right (`rows`) met what was said (`columns`)."""
 
     rows: list[str]

@@ -1,8 +1,8 @@
 """Text classification: which of C classes a text, or a pair of texts, belongs to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from minift_kernels import softmax as softmax_kernels
@@ -14,8 +14,7 @@ from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What the model says of one text: the most probable label, and every label's probability."""
 
     label: str

@@ -1,9 +1,8 @@
 """Text generation: which token comes next, learned from plain text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +23,7 @@ from minift.tasks.task_model import Outcomes, TaskModel, Verdict
 from minift.tensor import Tensor
 
 
-@dataclass(frozen=True)
-class Continuation:
+class Continuation(NamedTuple):
     """What the model writes after a prompt."""
 
     text: str

@@ -4,9 +4,8 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -40,8 +39,7 @@ class Scores(Dataset):
         return self.each([float(value) for value in self.values]).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class ScorePrediction:
+class ScorePrediction(NamedTuple):
     """The number that the model gives to one text."""
 
     score: float

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from minift_kernels import softmax as softmax_kernels
@@ -42,8 +43,7 @@ class Entity:
     """The mean over its words of the probability of the tag."""
 
 
-@dataclass(frozen=True)
-class TagsPrediction:
+class TagsPrediction(NamedTuple):
     """What the model says of one text: one tag a word, and the spans that these mark."""
 
     tags: list[str]

@@ -169,7 +169,10 @@ def attention_cases():
     yield "causal", case([1, 6, 0, 40], causal=True)
     yield "causal, more keys than queries", case([1, 3, 5], key_lengths=[9, 3, 6], causal=True)
     yield "causal, fewer keys than queries", case([3, 5, 2], key_lengths=[2, 1, 0], causal=True)
-    yield "causal, several tiles of both", case([140], key_lengths=[165], heads=2, key_heads=1, size=4, causal=True)
+    yield (
+        "causal, several tiles of both",
+        case([140], key_lengths=[165], heads=2, key_heads=1, size=4, causal=True),
+    )
     yield "queries and keys differ", case([4, 0, 7, 2], key_lengths=[9, 3, 2, 0], gap=1)
     yield "grouped queries", case([5, 12], heads=6, key_heads=2, causal=True)
     yield "dropout", case([5, 40, 1], dropout=0.3, key=(1, 2))
