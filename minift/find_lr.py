@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from minift import checkpoint
 from minift.data import Batch
 from minift.device import explaining_out_of_memory
@@ -145,6 +143,8 @@ def dev_loss(config: RateSearch, rate: float) -> float:
 
 def _training(start: Beginning, config: RateSearch, schedule: Schedule, name: str) -> Iterator[float]:
     """The losses of `config.steps` steps of training."""
+    from tqdm import tqdm  # here for the reason that `finetune` has
+
     batches = itertools.islice(_batches(start, config), config.steps)
     for batch in tqdm(batches, desc=name, total=config.steps, unit="step", dynamic_ncols=True):
         loss = start.model.loss(start.model(batch), batch)

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from minift import checkpoint, random, training_state
 from minift.cuda_graph import GraphedPass, plain_pass
@@ -31,6 +29,9 @@ from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
 from minift.tensorboard import check_tensorboard, events
 from minift.watch import watching
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG = "train_log.jsonl"
 METRICS = "metrics.json"
@@ -157,6 +158,8 @@ def finetune(
     also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss
     stops being a number.
     """
+    from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
+
     _check_directory(config)
     model, method, optimizer, train_set, dev_set = begin(config)
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
@@ -227,7 +230,7 @@ class Journal(NamedTuple):
 
     progress: training_state.Progress
     log: BufferedWriter
-    bar: tqdm
+    bar: "tqdm"
     listeners: list[Callable[[dict], None]]
     """What else takes over a line of the log."""
 
