@@ -51,7 +51,7 @@ def run_missing(script: str, wanted: list[dict], options, again: bool = False) -
     print(f"{len(missing)} of {len(wanted)} runs to do: about {minutes:.0f} minutes ({source})", flush=True)
     for number, settings in enumerate(missing, start=1):
         if not again and key_of(settings) in read(options.results):
-            continue
+            continue  # another process has finished it meanwhile
         words = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in ([], None))
         print(f"{number} of {len(missing)}: {words}", flush=True)
         task = {"run": settings, "data": str(options.data)}

@@ -43,6 +43,7 @@ def main():
 | importing minift after numpy and numba, median of {IMPORTS} processes | **{imported:.2f}** | {ASKED_IMPORT} |
 | a whole process that imports numpy and numba, its end included | {bare:.2f} | |
 | one that imports minift too | {whole:.2f} | |
+| what minift adds to the whole process | **{whole - bare:.2f}** | {ASKED_IMPORT} |
 | one step of a new BERT and one of a new GPT-2, no kernel compiled yet | {first:.1f} | |
 | the same again | {second:.1f} | |
 | compiling the kernels, once | **{first - second:.1f}** | {ASKED_COMPILATION:.0f} |
@@ -57,7 +58,9 @@ def main():
 
 def import_seconds() -> tuple[float, float, float]:
     """Median seconds of importing minift after numpy and numba, of a process that does not, and of one that does."""
-    timed = "import numpy, numba, time; start = time.time(); import minift; print(time.time() - start)"
+    timed = (
+        "import numpy, numba, time; start = time.monotonic(); import minift; print(time.monotonic() - start)"
+    )
     imported, bare, whole = [], [], []
     for _ in range(IMPORTS + 1):
         bare.append(run(["-c", "import numpy, numba"], os.environ)[0])

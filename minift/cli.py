@@ -310,7 +310,8 @@ def run_predict(options: Predict) -> None:
         inputs = [examples[index][0] for index in range(len(examples))]
     for text, prediction in zip(inputs, model.predict(inputs, options.batch_size), strict=True):
         if options.json:
-            print(json.dumps({"text": text, **prediction._asdict()}, default=asdict, ensure_ascii=False))
+            said = {"text": text, **prediction._asdict()}
+            print(json.dumps(said, default=asdict, ensure_ascii=False))  # asdict: a tagger's entities
         else:
             print(model.in_words(text, prediction))
 
