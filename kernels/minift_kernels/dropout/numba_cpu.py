@@ -4,7 +4,7 @@ stays in the first-level cache, where the reference writes out the words of the 
 import numpy as np
 from numba import prange
 
-from minift_kernels.host import compiled, contiguous
+from minift_kernels.host import compiled, contiguous, inlined
 from minift_kernels.philox import keep_scale, philox_words, word_threshold
 
 _CHUNK = 4096
@@ -29,5 +29,10 @@ def _forward(x, threshold, scale, key0, key1, y):
         philox_words(
             words, np.uint32(block), np.uint32(block >> np.uint64(32)), np.uint32(0), np.uint32(0), key0, key1
         )
-        for i in range(start, end):
-            y[i] = x[i] * scale if words[i - start] >= threshold else np.float32(0)
+        _keep(x[start:end], words, threshold, scale, y[start:end])
+
+
+@inlined
+def _keep(x, words, threshold, scale, y):
+    for i in range(len(x)):
+        y[i] = x[i] * scale if words[i] >= threshold else np.float32(0)

@@ -119,8 +119,13 @@ def _compute(products, parts, x, sums, threads):
         # Rows are added up in an order that does not depend on the number of threads.
         left, right = x.shape[1] * thread // threads, x.shape[1] * (thread + 1) // threads
         for r in range(len(x)):
-            for c in range(left, right):
-                sums[r // _BLOCK_ROWS, c] += x[r, c]
+            _add(sums[r // _BLOCK_ROWS, left:right], x[r, left:right])
+
+
+@inlined
+def _add(total, row):
+    for c in range(len(row)):
+        total[c] += row[c]
 
 
 @inlined
@@ -137,8 +142,7 @@ def _multiply(product, part, parts):
             values = float32_array(bias, columns)
             for r in range(top, bottom):
                 row = float32_array(c + _ITEM * r * columns, columns)
-                for column in range(left, right):
-                    row[column] = values[column]
+                row[left:right] = values[left:right]
         sgemm(
             ROW_MAJOR, np.int32(transpose_a), np.int32(transpose_b),
             bottom - top, right - left, inner,
