@@ -14,6 +14,7 @@ from minift_kernels.host import (
     HAS_SGEMM,
     compiled,
     contiguous,
+    float32_array,
     inlined,
     product,
     single_threaded_blas,
@@ -146,8 +147,8 @@ def _backward_task(
     k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)
     dk, dv = _head(dk, k_segment, m, size), _head(dv, k_segment, m, size)
     block, padded = _block(len(q), len(k), causal)
-    probability_buffer = np.zeros((block, padded), np.float32)
-    dscore_buffer = np.zeros((block, padded), np.float32)
+    probability_buffer = np.empty((block, padded), np.float32)
+    dscore_buffer = np.empty((block, padded), np.float32)
     words = _words_for(padded)
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
@@ -163,7 +164,7 @@ def _backward_task(
                 if mask[0] > 0:  # out was (p * kept) v, so dp is kept * (dout v^T)
                     _draw(words, q_segment[0] + i, n, mask)
                     drop(ds, words, mask[0], mask[1])
-                _softmax_backward(ds, p, dout[i], out[i])
+                _softmax_backward(ds, p, _row(dout, i), _row(out, i))
                 if mask[0] > 0:
                     drop(p, words, mask[0], mask[1])
             product(1, probabilities.T, dout[start:end], 1, dv[:columns])
@@ -175,6 +176,12 @@ def _backward_task(
 def _head(x, segment, n, size):
     """The rows of one text and the columns of one head."""
     return x[segment[0] : segment[1], n * size : (n + 1) * size]
+
+
+@inlined
+def _row(x, i):
+    """Row i of a head. Of a row of x[i] the compiler would not know that its numbers lie side by side."""
+    return float32_array(x.ctypes.data + i * x.strides[0], x.shape[1])
 
 
 @inlined
