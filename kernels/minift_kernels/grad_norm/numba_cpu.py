@@ -6,7 +6,7 @@ import math
 import numpy as np
 from numba import prange
 
-from minift_kernels.host import chunks_of, compiled, contiguous, float32_array
+from minift_kernels.host import address, chunks_of, compiled, contiguous, float32_array
 
 _CHUNK = 1 << 15
 """Elements whose squares a thread adds up at a time."""
@@ -14,8 +14,8 @@ _CHUNK = 1 << 15
 
 def forward(gradients):
     gradients = [contiguous(gradient) for gradient in gradients]
-    addresses = np.array([gradient.ctypes.data for gradient in gradients], np.int64)
-    chunks = chunks_of([gradient.size for gradient in gradients], _CHUNK)
+    addresses = np.array([address(gradient) for gradient in gradients], np.int64)
+    chunks = chunks_of(tuple(gradient.size for gradient in gradients), _CHUNK)
     totals = np.empty(len(chunks), np.float64)
     _sums_of_squares(addresses, chunks, totals)
     return math.sqrt(totals.sum())

@@ -20,6 +20,7 @@ from minift_kernels.host import (
     NO_TRANSPOSE,
     ROW_MAJOR,
     TRANSPOSE,
+    address,
     check_dtype,
     compiled,
     contiguous,
@@ -68,12 +69,11 @@ def linear_backward(dy, x, weight, bias):
             dweight = np.empty((dy.shape[1], x.shape[1]), np.float32)
             products.append(_product(dy.T, x, dweight))
     sums = _run(products, contiguous(dy) if bias else _NO_ROWS)
-    dbias = sums.sum(axis=0) if bias else None
-    return dx, dweight, dbias
+    return dx, dweight, sums if bias else None
 
 
 def sum_rows(x):
-    return _run([], contiguous(x)).sum(axis=0)
+    return _run([], contiguous(x))
 
 
 def _layout(x):
@@ -87,24 +87,24 @@ def _layout(x):
 
 def _product(a, b, c, bias=None):
     """What BLAS must know of c = a b + bias: shape, then of each array its address, and how it lies there."""
-    address = 0 if bias is None else bias.ctypes.data
-    return (*c.shape, a.shape[1], *_place(a), *_place(b), address, c.ctypes.data)
+    start = 0 if bias is None else address(bias)
+    return (*c.shape, a.shape[1], *_place(a), *_place(b), start, address(c))
 
 
 def _place(x):
     down, across = (stride // _ITEM for stride in x.strides)
     if x.size == 0:  # whose strides say nothing
-        return x.ctypes.data, NO_TRANSPOSE, max(1, x.shape[1])
+        return address(x), NO_TRANSPOSE, max(1, x.shape[1])
     if across == 1 and down >= x.shape[1]:
-        return x.ctypes.data, NO_TRANSPOSE, down
-    return x.ctypes.data, TRANSPOSE, across
+        return address(x), NO_TRANSPOSE, down
+    return address(x), TRANSPOSE, across
 
 
 def _run(products, x):
-    """Compute all products; returns the sums of the rows of x, block by block (blocks, C)."""
+    """Compute all products; returns the sum of the rows of x (C,)."""
     threads = thread_count()
     parts = threads // gcd(threads, max(1, len(products)))  # the fewest that give all threads as many
-    sums = np.zeros(((len(x) + _BLOCK_ROWS - 1) // _BLOCK_ROWS, x.shape[1]), np.float32)
+    sums = np.zeros(x.shape[1], np.float32)
     table = np.array(products, np.int64).reshape(-1, 11)
     with single_threaded_blas():
         _compute(table, parts, x, sums, threads)
@@ -116,10 +116,19 @@ def _compute(products, parts, x, sums, threads):
     for thread in prange(threads):
         for task in range(thread, len(products) * parts, threads):
             _multiply(products[task // parts], task % parts, parts)
-        # Rows are added up in an order that does not depend on the number of threads.
         left, right = x.shape[1] * thread // threads, x.shape[1] * (thread + 1) // threads
-        for r in range(len(x)):
-            _add(sums[r // _BLOCK_ROWS, left:right], x[r, left:right])
+        _sum_rows(x, left, right, sums[left:right])
+
+
+@inlined
+def _sum_rows(x, left, right, sums):
+    """Add the rows of x, from column `left` to `right`: blocks of rows first, in an order that no thread changes."""
+    block = np.empty_like(sums)
+    for top in range(0, len(x), _BLOCK_ROWS):
+        block[:] = 0
+        for r in range(top, min(top + _BLOCK_ROWS, len(x))):
+            _add(block, x[r, left:right])
+        _add(sums, block)
 
 
 @inlined
