@@ -6,13 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from command import ROOT
 
 import minift
 from minift import AdamW, clip_grad_norm_, decay_groups
 from minift.models.gpt2 import GPT2, GPT2Config
 from minift.nn import Parameter
-
-from command import ROOT
 
 SHAPES = [(5, 3), (7,), (2, 2)]
 RANDOM = np.random.default_rng(4)

@@ -304,6 +304,7 @@ def adamw_cases():
         rows[name][0][chosen] = 0
     rows["g"][0][2, :511] = 0
     yield "rows without a gradient", rows
+    yield "a scale of NaN", case((4, 3)) | dict(g=[np.zeros((4, 3))], gradient_scale=np.nan)
 
 
 def grad_norm_cases():

@@ -1,9 +1,9 @@
 """Rung 2, one pass over memory: each element's parameter, gradient and two moments are read once and written
 once.
 
-Most words of a vocabulary are in no text of a run. Their rows of the embeddings have had no gradient: m and v are 0, and
-the update is w = decay w. Where that is true of a whole block, m and v are not written, so that they cost neither time
-nor memory: the system gives an array of zeros its memory when something else is written to it.
+Most words of a vocabulary are in no text of a run. Their rows of the embeddings have had no gradient: m and v are
+0, and the update is w = decay w. Where that is true of a whole block, m and v are not written, so that they cost
+neither time nor memory: a system gives an array of zeros its memory when something else is written to it.
 
 All arrays are cut into chunks, and one parallel loop runs over the chunks of all of them, so that a bias of
 384 numbers costs no launch of its own."""
@@ -69,10 +69,10 @@ def _step(
         g = float32_array(addresses[1, number] + 4 * start, size)
         m = float32_array(addresses[2, number] + 4 * start, size)
         v = float32_array(addresses[3, number] + 4 * start, size)
-        for start in range(0, size, _BLOCK):
-            end = min(start + _BLOCK, size)
+        for left in range(0, size, _BLOCK):
+            right = min(left + _BLOCK, size)
             _step_block(
-                w[start:end], g[start:end], m[start:end], v[start:end],
+                w[left:right], g[left:right], m[left:right], v[left:right],
                 decay, beta1, rest1, beta2, rest2, step_size, variance_scale, eps, gradient_scale,
             )  # fmt: skip
 
@@ -81,7 +81,7 @@ def _step(
 def _step_block(
     w, g, m, v, decay, beta1, rest1, beta2, rest2, step_size, variance_scale, eps, gradient_scale
 ):
-    if g[0] == 0 and _are_zero(g, m, v):
+    if g[0] == 0 and _are_zero(gradient_scale, g, m, v):
         for i in range(len(w)):
             w[i] = decay * w[i]
     else:
@@ -93,8 +93,8 @@ def _step_block(
 
 
 @inlined
-def _are_zero(g, m, v):
+def _are_zero(gradient_scale, g, m, v):
     total = np.float32(0)
     for i in range(len(g)):
-        total += abs(g[i]) + abs(m[i]) + v[i]
-    return total == 0  # which NaN is not
+        total += abs(gradient_scale * g[i]) + abs(m[i]) + v[i]
+    return total == 0  # which NaN is not, nor is what a scale of NaN makes of 0

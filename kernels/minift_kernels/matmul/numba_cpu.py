@@ -54,7 +54,7 @@ def linear_backward(dy, x, weight, bias):
     if not HAS_SGEMM:
         return reference.linear_gradients(reference, dy, x, weight, bias)
     dy = _layout(dy)
-    products, dx, dweight, dbias = [], None, None, None
+    products, dx, dweight = [], None, None
     if weight is not None:
         weight = _layout(weight)
         dx = np.empty((dy.shape[0], weight.shape[1]), np.float32)
