@@ -95,8 +95,8 @@ class Moments:
 
     def __init__(self, data: Array):
         xp = array_namespace(data)
-        self.first = xp.zeros(data.shape, data.dtype)  # takes no memory yet, as zeros_like would
-        self.second = xp.zeros(data.shape, data.dtype)
+        self.first = xp.zeros_like(data)
+        self.second = xp.zeros_like(data)
         self.step = 0
 
 

@@ -1,12 +1,9 @@
 """AdamW, clipping and schedules against their formulas, written out in float64."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from command import ROOT
 
 import minift
 from minift import AdamW, clip_grad_norm_, decay_groups
@@ -50,38 +47,6 @@ def assert_is_adamw(found: Parameter, index: int, steps, rates, settings, tolera
 
 
 # ---- AdamW ----
-
-
-UNUSED_ROWS = """
-import numpy as np
-from minift import AdamW
-from minift.nn import Parameter
-
-def resident():  # MiB
-    return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) / 1024
-
-def train(rows):
-    table = Parameter(np.ones((rows, 256), np.float32))
-    optimizer = AdamW([table])
-    before = resident()
-    for step in range(2):
-        table.grad = np.zeros(table.shape, np.float32)
-        table.grad[7] = 1
-        optimizer.step(max_grad_norm=1.0)
-    return resident() - before
-
-train(8)  # loads the kernels
-print(train(1 << 16))  # 64 MiB
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux says of a process")
-def test_moments_of_rows_without_a_gradient_take_no_memory():
-    done = subprocess.run(
-        [sys.executable, "-c", UNUSED_ROWS], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
-    grown = float(done.stdout)
-    assert grown < 96  # a gradient is 64, the moments would be 128 more
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)])

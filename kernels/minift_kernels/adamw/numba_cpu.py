@@ -1,10 +1,6 @@
 """Rung 2, one pass over memory: each element's parameter, gradient and two moments are read once and written
 once.
 
-Most words of a vocabulary are in no text of a run. Their rows of the embeddings have had no gradient: m and v are
-0, and the update is w = decay w. Where that is true of a whole block, m and v are not written, so that they cost
-neither time nor memory: a system gives an array of zeros its memory when something else is written to it.
-
 All arrays are cut into chunks, and one parallel loop runs over the chunks of all of them, so that a bias of
 384 numbers costs no launch of its own."""
 
@@ -13,13 +9,10 @@ import math
 import numpy as np
 from numba import prange
 
-from minift_kernels.host import address, chunks_of, compiled, contiguous, float32_array, inlined
+from minift_kernels.host import address, chunks_of, compiled, contiguous, float32_array
 
 _CHUNK = 1 << 15
 """Elements a thread updates at a time."""
-
-_BLOCK = 512
-"""Elements that are looked at together for whether any of them has ever had a gradient."""
 
 
 def step(
@@ -69,32 +62,8 @@ def _step(
         g = float32_array(addresses[1, number] + 4 * start, size)
         m = float32_array(addresses[2, number] + 4 * start, size)
         v = float32_array(addresses[3, number] + 4 * start, size)
-        for left in range(0, size, _BLOCK):
-            right = min(left + _BLOCK, size)
-            _step_block(
-                w[left:right], g[left:right], m[left:right], v[left:right],
-                decay, beta1, rest1, beta2, rest2, step_size, variance_scale, eps, gradient_scale,
-            )  # fmt: skip
-
-
-@inlined
-def _step_block(
-    w, g, m, v, decay, beta1, rest1, beta2, rest2, step_size, variance_scale, eps, gradient_scale
-):
-    if g[0] == 0 and _are_zero(gradient_scale, g, m, v):
-        for i in range(len(w)):
-            w[i] = decay * w[i]
-    else:
-        for i in range(len(w)):
+        for i in range(size):
             gradient = gradient_scale * g[i]
             m[i] = beta1 * m[i] + rest1 * gradient
             v[i] = beta2 * v[i] + rest2 * gradient * gradient
             w[i] = decay * w[i] - step_size * m[i] / (np.sqrt(v[i]) * variance_scale + eps)
-
-
-@inlined
-def _are_zero(gradient_scale, g, m, v):
-    total = np.float32(0)
-    for i in range(len(g)):
-        total += abs(gradient_scale * g[i]) + abs(m[i]) + v[i]
-    return total == 0  # which NaN is not, nor is what a scale of NaN makes of 0
