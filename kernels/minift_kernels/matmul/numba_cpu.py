@@ -150,8 +150,7 @@ def _multiply(product, part, parts):
         if bias != 0:
             values = float32_array(bias, columns)
             for r in range(top, bottom):
-                row = float32_array(c + _ITEM * r * columns, columns)
-                row[left:right] = values[left:right]
+                _copy(values[left:right], float32_array(c + _ITEM * r * columns, columns)[left:right])
         sgemm(
             ROW_MAJOR, np.int32(transpose_a), np.int32(transpose_b),
             bottom - top, right - left, inner,
@@ -160,6 +159,13 @@ def _multiply(product, part, parts):
             np.float32(1 if bias != 0 else 0),
             c + _ITEM * (top * columns + left), columns,
         )  # fmt: skip
+
+
+@inlined
+def _copy(values, row):
+    """row[:] = values, which Numba would compile for two seconds, with a message for lengths that differ."""
+    for c in range(len(row)):
+        row[c] = values[c]
 
 
 @inlined
