@@ -148,7 +148,7 @@ def _backward_task(
     dk, dv = _head(dk, k_segment, m, size), _head(dv, k_segment, m, size)
     block, padded = _block(len(q), len(k), causal)
     probability_buffer = np.empty((block, padded), np.float32)
-    dscore_buffer = np.empty((block, padded), np.float32)
+    dscore_buffer = np.empty((block, padded), np.float32)  # behind `columns` it holds anything, and nobody reads it
     words = _words_for(padded)
     for start in range(0, len(q), block):
         end = min(start + block, len(q))

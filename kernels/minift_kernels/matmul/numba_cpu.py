@@ -163,7 +163,7 @@ def _multiply(product, part, parts):
 
 @inlined
 def _copy(values, row):
-    """row[:] = values, which Numba would compile for two seconds, with a message for lengths that differ."""
+    """row[:] = values, which Numba would compile for seconds, with a message for lengths that differ."""
     for c in range(len(row)):
         row[c] = values[c]
 
