@@ -147,8 +147,9 @@ def _backward_task(
     k, v = _head(k, k_segment, m, size), _head(v, k_segment, m, size)
     dk, dv = _head(dk, k_segment, m, size), _head(dv, k_segment, m, size)
     block, padded = _block(len(q), len(k), causal)
+    # What rows of the second hold behind `columns` may be anything: nobody reads it.
     probability_buffer = np.empty((block, padded), np.float32)
-    dscore_buffer = np.empty((block, padded), np.float32)  # behind `columns` it holds anything, and nobody reads it
+    dscore_buffer = np.empty((block, padded), np.float32)
     words = _words_for(padded)
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
