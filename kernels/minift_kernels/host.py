@@ -18,14 +18,14 @@ Six facts, each of which decided more than any loop (see `benchmarks/`):
    0 over x[3:], or over a `float32_array`, does: adding up the rows of a matrix took five times as long without.
 6. Python's garbage collector looks at all objects there are, time and again, and once more as the process ends:
    hundreds of thousands of them belong to Numba and live as long as it does. `gc.freeze()`, below, tells it to
-   leave alone what is there when minift is imported. That is 0.15 s of every process.
+   leave alone what is there when minift is imported. That is 0.15 s of every process. Its price: objects that were
+   there before and refer to each other in a circle are not collected when nobody else refers to them any more.
 """
 
 import ctypes
 import gc
 import os
 import sys
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -132,21 +132,6 @@ def _float32_pointer(typing_context, address):
 def float32_array(address, size):
     """The `size` float32 values from `address` on as an array, for one compiled loop over many arrays."""
     return carray(_float32_pointer(address), size)  # pyright: ignore[reportCallIssue]
-
-
-@lru_cache(maxsize=8)
-def chunks_of(sizes: tuple[int, ...], size: int) -> np.ndarray:
-    """Arrays of these sizes in chunks of at most `size` elements.
-
-    (chunks, 3) of integers: which array, where the chunk starts in it, and how many elements it has. The table is
-    kept for the next step, whose arrays have the same sizes: it is not to be written to.
-    """
-    chunks = [
-        (number, start, min(size, elements - start))
-        for number, elements in enumerate(sizes)
-        for start in range(0, elements, size)
-    ]
-    return np.array(chunks, np.int64).reshape(-1, 3)
 
 
 def thread_count() -> int:

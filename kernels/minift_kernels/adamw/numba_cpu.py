@@ -9,7 +9,8 @@ import math
 import numpy as np
 from numba import prange
 
-from minift_kernels.host import address, chunks_of, compiled, contiguous, float32_array
+from minift_kernels.host import address, compiled, contiguous, float32_array
+from minift_kernels.pointer_table import chunk_table
 
 _CHUNK = 1 << 15
 """Elements a thread updates at a time."""
@@ -33,7 +34,7 @@ def step(
     flat = [[contiguous(array) for array in arrays] for arrays in lists]
     _step(
         np.array([[address(array) for array in arrays] for arrays in flat], np.int64),
-        chunks_of(tuple(array.size for array in parameters), _CHUNK),
+        chunk_table(parameters, _CHUNK),
         np.float32(1 - lr * weight_decay),
         np.float32(beta1),
         np.float32(

@@ -6,7 +6,8 @@ import math
 import numpy as np
 from numba import prange
 
-from minift_kernels.host import address, chunks_of, compiled, contiguous, float32_array
+from minift_kernels.host import address, compiled, contiguous, float32_array
+from minift_kernels.pointer_table import chunk_table
 
 _CHUNK = 1 << 15
 """Elements whose squares a thread adds up at a time."""
@@ -15,7 +16,7 @@ _CHUNK = 1 << 15
 def forward(gradients):
     gradients = [contiguous(gradient) for gradient in gradients]
     addresses = np.array([address(gradient) for gradient in gradients], np.int64)
-    chunks = chunks_of(tuple(gradient.size for gradient in gradients), _CHUNK)
+    chunks = chunk_table(gradients, _CHUNK)
     totals = np.empty(len(chunks), np.float64)
     _sums_of_squares(addresses, chunks, totals)
     return math.sqrt(totals.sum())
