@@ -236,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_finetune(config: TrainingConfig) -> None:
+    """Fine-tune, and print what the model scored before and after."""
     metrics = finetune(config)
     for name in ("before", "after"):
         if metrics[name]:
@@ -249,6 +250,7 @@ def run_finetune(config: TrainingConfig) -> None:
 
 
 def run_sweep(config: Sweep) -> None:
+    """Search settings, and print the best ones."""
     best = sweep(config)
     print(best["page"])
     print("best:", "  ".join(f"{name} {value}" for name, value in best["values"].items()))
@@ -257,11 +259,13 @@ def run_sweep(config: Sweep) -> None:
 
 
 def run_find_lr(config: RateSearch) -> None:
+    """Look for a learning rate, and write the page that shows how."""
     print(page(find_lr(config)))
     print(f"wrote {config.out / RATE_PAGE}")
 
 
 def run_merge(options: Merge) -> None:
+    """Write a plain model, with what its method trained added to the weights."""
     model = load(options.directory)
     if model.method is None:
         raise InputError(f"{options.directory}: this is a plain model: there is nothing to merge")
@@ -271,6 +275,7 @@ def run_merge(options: Merge) -> None:
 
 
 def run_evaluate(options: Evaluate) -> None:
+    """Print the metrics of a model on a file."""
     model = load(
         options.directory,
         max_length=options.max_length,
@@ -292,6 +297,7 @@ def in_words(metrics: dict[str, float]) -> str:
 
 
 def run_predict(options: Predict) -> None:
+    """Print what a model says of one text, of each line of a file, or of a question."""
     if (options.question is None) != (options.context is None):
         raise InputError("--question and --context belong together")
     if sum(map(bool, (options.text, options.file, options.question))) != 1:
@@ -317,6 +323,7 @@ def run_predict(options: Predict) -> None:
 
 
 def run_trace(options: Trace) -> None:
+    """Write the page, or the picture, of one backward pass."""
     model = load(options.directory, max_length=options.max_length)
     model.body.freeze(options.freeze_layers)
     write_trace(model, options.text, options.label, options.out, Path(options.directory).name)
@@ -324,6 +331,7 @@ def run_trace(options: Trace) -> None:
 
 
 def run_pretrain(config: PretrainingConfig) -> None:
+    """Train a language model from nothing, and print its metrics before and after."""
     metrics = pretrain(config)
     for name in ("before", "after"):
         if metrics[name]:
@@ -332,6 +340,7 @@ def run_pretrain(config: PretrainingConfig) -> None:
 
 
 def run_generate(options: Generate) -> None:
+    """Print how a text goes on."""
     model = load(options.directory, "text-generation")
     assert isinstance(model, TextGeneration)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
@@ -340,6 +349,7 @@ def run_generate(options: Generate) -> None:
 
 
 def run_step(options: Step) -> None:
+    """Open the stepper in the terminal."""
     try:
         from minift.stepper import Stepper
     except ModuleNotFoundError as error:
@@ -353,11 +363,13 @@ def run_step(options: Step) -> None:
 
 
 def run_import_vectors(options: ImportVectors) -> None:
+    """Write a model directory from a file of word vectors."""
     import_word2vec(options.file, options.out, options.pooling)
     print(f"wrote {options.out}")
 
 
 def run_doctor(options: Doctor) -> int:
+    """Print what is wrong with a fine-tuning; 1 where something is, 0 where nothing is."""
     if options.subject.suffix == ".py":
         case = case_of_script(options.subject)
     else:
@@ -376,6 +388,7 @@ def run_doctor(options: Doctor) -> int:
 
 
 def run_info(options: Info) -> None:
+    """Print what minift runs on."""
     facts = info()
     if options.json:
         print(json.dumps(facts))
