@@ -108,8 +108,9 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training (dropout on) or, with False, to evaluation."""
-        for _, module in self.named_modules():
-            module.training = mode
+        self.training = mode
+        for _, child in self.children():
+            child.train(mode)
         return self
 
     def eval(self) -> Self:

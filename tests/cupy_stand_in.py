@@ -15,6 +15,7 @@ What CuPy has and is not here raises AttributeError: extend the lists below, aft
 
 import ctypes
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -201,8 +202,10 @@ class RawModule:
         assert "-std=c++17" in options
         assert f"-I{gpu.HERE}" in options
         self.module = cuda_cpu.Module(file, instantiations=name_expressions or ())
+        self.names = set(name_expressions or re.findall(r'extern "C" __global__ [^(]*\b(\w+)\(', code))
 
     def get_function(self, name: str):
+        assert name in self.names, f"CUDA_ERROR_NOT_FOUND: {name} has another name in the machine code"
         return _Kernel(self.module.get_function(name))
 
 
@@ -291,6 +294,9 @@ def _gemm_ex(
 
     a, b = factor(a_operation, a, a_kind, m, k, a_lead), factor(b_operation, b, b_kind, k, n, b_lead)
     c = matrix(c, c_kind, m, n, c_lead)
+
+    if compute == cublas._IN_TF32:  # of CUBLAS_COMPUTE_32F_FAST_TF32 there is only the product of float32
+        assert a.dtype == b.dtype == c.dtype == np.float32
 
     def multiply():
         before = beta.value * c.astype(np.float32) if beta.value else 0

@@ -18,7 +18,7 @@ _AS_IT_LIES, _TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 _DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 
 _WORKSPACE_BYTES = 32 * 2**20
-"""What NVIDIA recommends for Hopper. It is given once, since in a graph cuBLAS could not ask for it."""
+"""What NVIDIA recommends for Hopper. In a graph cuBLAS could not ask for it."""
 
 _KINDS = {"float32": _FLOAT32, "bfloat16": _BFLOAT16}
 
@@ -41,7 +41,7 @@ def product(a, b, c, add: bool = False, tf32: bool = False) -> None:
         a.data.ptr, _KINDS[a.dtype.name], a_lead,
         _one if add else _zero,
         c.data.ptr, _KINDS[c.dtype.name], max(1, columns),
-        _IN_TF32 if tf32 else _IN_FLOAT32,
+        _IN_TF32 if tf32 and a.dtype.name == "float32" else _IN_FLOAT32,
     )  # fmt: skip
 
 
@@ -63,8 +63,12 @@ def gemm_ex(
         handle, a_operation, b_operation, m, n, k, ctypes.byref(_one), a, a_kind, a_lead, b, b_kind, b_lead,
         ctypes.byref(beta), c, c_kind, c_lead, compute, _DEFAULT_ALGORITHM,
     )  # fmt: skip
+    _check(status, f"cublasGemmEx of {m} x {k} and {k} x {n}")
+
+
+def _check(status: int, call: str) -> None:
     if status:
-        raise RuntimeError(f"cublasGemmEx of {m} x {k} and {k} x {n}: status {status}")
+        raise RuntimeError(f"{call}: status {status} (cublasStatus_t)")
 
 
 @cache
@@ -89,15 +93,15 @@ class _Handle:
         import cupy
 
         self.address = ctypes.c_void_p()
-        status = _library().cublasCreate_v2(ctypes.byref(self.address))
-        if status:
-            raise RuntimeError(f"cublasCreate: status {status}")
+        _check(_library().cublasCreate_v2(ctypes.byref(self.address)), "cublasCreate")
         self.workspace = cupy.cuda.memory.alloc(_WORKSPACE_BYTES)
         self.stream = None
 
     def use(self, stream: int) -> None:
-        _library().cublasSetStream_v2(self.address, stream)
-        _library().cublasSetWorkspace_v2(self.address, self.workspace.ptr, _WORKSPACE_BYTES)
+        library = _library()
+        _check(library.cublasSetStream_v2(self.address, stream), "cublasSetStream")
+        status = library.cublasSetWorkspace_v2(self.address, self.workspace.ptr, _WORKSPACE_BYTES)
+        _check(status, "cublasSetWorkspace")
         self.stream = stream
 
 

@@ -229,7 +229,7 @@ def why_no_gpu() -> str | None:
 
 def why_no_cuda_c(x) -> str | None:
     """Why CUDA C cannot run on arrays like `x` here; None where it can."""
-    if x.dtype.name not in ("float32", "bfloat16"):
+    if x.dtype != np.float32 and x.dtype.name != "bfloat16":
         return f"it takes float32 and bfloat16, not {x.dtype}"
     if isinstance(x, np.ndarray) and shutil.which("g++") is None:
         return f"there is no g++ to run it on the CPU{_and_no_gpu()}"
@@ -238,7 +238,7 @@ def why_no_cuda_c(x) -> str | None:
 
 def why_no_numba_cuda(x) -> str | None:
     """Why Numba's CUDA kernels cannot run on arrays like `x` here; None where they can."""
-    if x.dtype.name != "float32":
+    if x.dtype != np.float32:
         return f"it takes float32, not {x.dtype}"
     if isinstance(x, np.ndarray) and os.environ.get("NUMBA_ENABLE_CUDASIM") != "1":
         return f"Numba's simulator is off (NUMBA_ENABLE_CUDASIM=1 turns it on){_and_no_gpu()}"

@@ -197,6 +197,8 @@ def _find_mkl() -> ctypes.CDLL | None:
             library.MKL_Set_Threading_Layer(_SEQUENTIAL)
             library.MKL_CBWR_Set(_SAME_BITS)
             return library
+    if wish:
+        raise ImportError("MINIFT_BLAS=mkl: the package mkl has no libmkl_rt.so")
     return None
 
 

@@ -21,21 +21,24 @@ ROUNDS = 10
 
 
 def philox(counter, key):
-    """Four arrays of random uint32 from `counter`, four arrays of uint32, and `key`, two integers."""
+    """Four arrays of random uint32 from `counter`, four arrays of uint32, and `key`, as `mask_arguments` takes it."""
     xp = array_namespace(counter[0])
     low_half = xp.uint64(0xFFFFFFFF)
+    seed, call, *calls_before = key
+    k0, k1 = xp.uint64(seed), xp.uint64(call)
+    if calls_before:
+        k1 = (calls_before[0].astype(xp.uint64) + k1) & low_half
     # Words are kept in uint64 so that a product of two of them has room for its high half.
     c0, c1, c2, c3 = (word.astype(xp.uint64) for word in counter)
-    k0, k1 = int(key[0]), int(key[1])
     for _ in range(ROUNDS):
         product0 = c0 * xp.uint64(MULTIPLIERS[0])
         product1 = c2 * xp.uint64(MULTIPLIERS[1])
-        c0 = (product1 >> xp.uint64(32)) ^ c1 ^ xp.uint64(k0)
-        c2 = (product0 >> xp.uint64(32)) ^ c3 ^ xp.uint64(k1)
+        c0 = (product1 >> xp.uint64(32)) ^ c1 ^ k0
+        c2 = (product0 >> xp.uint64(32)) ^ c3 ^ k1
         c1 = product1 & low_half
         c3 = product0 & low_half
-        k0 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF
-        k1 = (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
+        k0 = (k0 + xp.uint64(KEY_STEPS[0])) & low_half
+        k1 = (k1 + xp.uint64(KEY_STEPS[1])) & low_half
     return tuple(word.astype(xp.uint32) for word in (c0, c1, c2, c3))
 
 

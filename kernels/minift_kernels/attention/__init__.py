@@ -46,7 +46,7 @@ ladder = Ladder(
 def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
     """out (T, N D) and logsumexp (N, T) from q (T, N D), k and v (Tk, M D), segments (B, 2) of integers.
 
-    `key` is two uint32, which choose the dropout mask. Rows that see no key have out 0 and logsumexp -inf.
+    `key` is two uint32, which choose the dropout mask, or three things as `philox.mask_arguments` says. Rows that see no key have out 0 and logsumexp -inf.
     Query segments must not overlap, nor key segments. Raises ValueError where shapes do not fit, IndexError
     for a segment beyond the rows.
     """
@@ -60,14 +60,17 @@ def backward(
     """dq (T, N D), dk and dv (Tk, M D) from dout (T, N D), forward's inputs and forward's results."""
     _check_shapes(q, k, v, q_segments, k_segments, heads)
     check_shape("attention", "dout", dout, q.shape)
+    check_shape("attention", "out", out, q.shape)
+    check_shape("attention", "logsumexp", logsumexp, (heads, len(q)))
     return ladder.rung(q).backward(
         dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal, dropout, key
     )
 
 
 def _check_shapes(q, k, v, q_segments, k_segments, heads):
-    size, rest = divmod(q.shape[1], heads)
-    if rest or k.shape[1] % size or heads % (k.shape[1] // size):
+    size = q.shape[1] // heads if heads > 0 else 0
+    key_heads = k.shape[1] // size if size else 0
+    if not key_heads or heads * size != q.shape[1] or key_heads * size != k.shape[1] or heads % key_heads:
         raise ValueError(f"attention: {heads} heads do not fit q {q.shape} and k {k.shape}")
     if k.shape != v.shape:
         raise ValueError(f"attention: k {k.shape} and v {v.shape} must have one shape")

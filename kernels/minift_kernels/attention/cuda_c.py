@@ -72,7 +72,7 @@ class Materialised:
         gpu.launch(self.file, f"{kernel}<{gpu.c_type(q)}>", grid, (32, 4), arguments)
 
     def _launch_by_columns(self, kernel, result, arguments):
-        grid = (-(-result.shape[1] // 128), len(result))
+        grid = (len(result), -(-result.shape[1] // 128))
         gpu.launch(self.file, f"{kernel}<{gpu.c_type(result)}>", grid, (128,), arguments)
 
 
@@ -110,7 +110,7 @@ class Flash:
         dots = xp.empty((heads, len(q)), np.float32)
         arguments = (dout, out, dots, *np.array([len(q), heads, problem.size], np.int32))
         kernel = f"flash_dots<{gpu.c_type(q)}>"
-        gpu.launch(HERE / "flash.cu", kernel, (heads, -(-len(q) // 4)), (128,), arguments)
+        gpu.launch(HERE / "flash.cu", kernel, (-(-len(q) // 4), heads), (128,), arguments)
         given, options = (dout, q, k, v, logsumexp, dots), problem.options(scale, causal, dropout, key)
         self._launch("dk_dv", problem.key_heads, len(k), problem, (*given, dk, dv, *options))
         self._launch("dq", heads, len(q), problem, (*given, dq, *options))

@@ -162,7 +162,7 @@ __global__ void flash_forward(const T* q, const T* k, const T* v, T* out, float*
 /// One warp a row and head.
 template <class T>
 __global__ void flash_dots(const T* dout, const T* out, float* dots, int rows, int heads, int size) {
-    int t = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, n = blockIdx.x;
+    int t = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, n = blockIdx.y;
     if (t >= rows) return;
     long long first = ((long long)t * heads + n) * size;
     float dot = 0.0f;

@@ -18,7 +18,8 @@
 // holds 200 MB, and forward writes and reads it three times. flash.cu does without it.
 //
 // Kernels whose elements are those of such a matrix have a thread for each: x counts keys, y query rows, z
-// heads. Others have a thread for each element of their result.
+// heads. Others have a thread for each element of their result, and there x counts rows, since a grid may have
+// two thousand million blocks along x and 65,535 along the others.
 #include "attention/attention.cuh"
 
 /// text_of_row (rows): the text that each row belongs to, -1 if none.
@@ -82,7 +83,7 @@ template <class T>
 __global__ void attention_out(const float* probabilities, const T* v, const long long* k_segments,
                               const int* text_of_query, T* out, int rows, int key_rows, int heads, int key_heads,
                               int size, int most_keys) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
+    int column = blockIdx.y * blockDim.x + threadIdx.x, t = blockIdx.x;
     if (column >= heads * size) return;
     int n = column / size, m = n / (heads / key_heads), text = text_of_query[t];
     float sum = 0.0f;
@@ -132,7 +133,7 @@ template <class T>
 __global__ void attention_dq(const float* dscores, const T* k, const long long* k_segments,
                              const int* text_of_query, T* dq, int rows, int key_rows, int heads, int key_heads,
                              int size, int most_keys, float scale) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
+    int column = blockIdx.y * blockDim.x + threadIdx.x, t = blockIdx.x;
     if (column >= heads * size) return;
     int n = column / size, m = n / (heads / key_heads), text = text_of_query[t];
     float sum = 0.0f;
@@ -152,7 +153,7 @@ __global__ void attention_dk_dv(const float* dscores, const float* probabilities
                                 const long long* q_segments, const long long* k_segments, const int* text_of_key,
                                 T* dk, T* dv, int rows, int key_rows, int heads, int key_heads, int size,
                                 int most_keys, float scale) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
+    int column = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
     if (column >= key_heads * size) return;
     int group = heads / key_heads, m = column / size, text = text_of_key[row];
     float sum_k = 0.0f, sum_v = 0.0f;

@@ -82,7 +82,8 @@ def _segments(segments, rows):
 
 def _mask(dropout, key):
     """All that decides which probabilities are kept, and what these are multiplied by."""
-    return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(key[0]), np.uint32(key[1])
+    seed, call = key
+    return word_threshold(dropout), np.float32(keep_scale(dropout)), np.uint32(seed), np.uint32(call)
 
 
 @compiled

@@ -12,16 +12,13 @@ import numpy as np
 
 from minift_kernels import gpu
 from minift_kernels.arrays import array_namespace, check_segments
-from minift_kernels.philox import KEY_STEPS, MULTIPLIERS, ROUNDS, keep_scale, word_threshold
+from minift_kernels.numba_device import philox_of
+from minift_kernels.philox import keep_scale, word_threshold
 
 cuda: Any = None  # is numba.cuda from the first launch on, see gpu.py
 
 TILE = 8
 """A block has TILE x TILE threads, along the keys (or columns) and the rows. The heads are the grid's third axis."""
-
-_MULTIPLIER0, _MULTIPLIER1 = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
-_KEY_STEP0, _KEY_STEP1 = (np.uint64(step) for step in KEY_STEPS)
-_LOW_HALF, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Naive:
@@ -114,7 +111,8 @@ def _drop(xp, probabilities, dropout, key):
     if threshold:
         heads, rows, columns = probabilities.shape
         grid = -(-columns // (4 * TILE)), -(-rows // TILE), heads
-        arguments = (probabilities, threshold, scale, np.uint64(key[0]), np.uint64(key[1]))
+        seed, call = key
+        arguments = (probabilities, threshold, scale, np.uint64(seed), np.uint64(call))
         _dropout.launch(grid, (TILE, TILE), arguments)
 
 
@@ -238,14 +236,7 @@ def _dropout(probabilities, threshold, scale, key0, key1):
     """A thread for four keys of a row, which share one Philox."""
     block, t, n = cuda.grid(3)
     if t < probabilities.shape[1] and 4 * block < probabilities.shape[2]:
-        # Words of 32 bits are kept in 64, so that a product of two has room for its high half.
-        w0, w1, w2, w3 = np.uint64(block), np.uint64(t), np.uint64(n), np.uint64(1)
-        for _ in range(ROUNDS):
-            product0, product1 = w0 * _MULTIPLIER0, w2 * _MULTIPLIER1
-            w0, w1 = (product1 >> _HALF) ^ w1 ^ key0, product1 & _LOW_HALF
-            w2, w3 = (product0 >> _HALF) ^ w3 ^ key1, product0 & _LOW_HALF
-            key0, key1 = (key0 + _KEY_STEP0) & _LOW_HALF, (key1 + _KEY_STEP1) & _LOW_HALF
-        words = (w0, w1, w2, w3)
+        words = philox_of(np.uint64(block), np.uint64(t), np.uint64(n), np.uint64(1), key0, key1)
         for i in range(4):
             if 4 * block + i < probabilities.shape[2]:
                 if words[i] >= threshold:

@@ -40,15 +40,21 @@ def forward(logits, targets, class_weights=None, ignore_index=-100, label_smooth
 
     Raises IndexError for a target that is neither a class nor `ignore_index` (on a GPU: NaN).
     """
-    check_shape("cross_entropy", "targets", targets, logits.shape[:1])
-    if class_weights is not None:
-        check_shape("cross_entropy", "class_weights", class_weights, logits.shape[1:])
+    _check_shapes(logits, targets, class_weights)
     return ladder.rung(logits).forward(logits, targets, class_weights, ignore_index, label_smoothing)
 
 
 def backward(dlosses, logits, logsumexp, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):
     """dlogits (R, C) from dlosses (R,) and what forward was given and gave."""
+    _check_shapes(logits, targets, class_weights)
     check_shape("cross_entropy", "dlosses", dlosses, logits.shape[:1])
+    check_shape("cross_entropy", "logsumexp", logsumexp, logits.shape[:1])
     return ladder.rung(logits).backward(
         dlosses, logits, logsumexp, targets, class_weights, ignore_index, label_smoothing
     )
+
+
+def _check_shapes(logits, targets, class_weights):
+    check_shape("cross_entropy", "targets", targets, logits.shape[:1])
+    if class_weights is not None:
+        check_shape("cross_entropy", "class_weights", class_weights, logits.shape[1:])

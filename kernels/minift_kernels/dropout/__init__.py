@@ -20,5 +20,5 @@ ladder = Ladder(
 
 
 def forward(x, p, key):
-    """y, of x's shape; `key` is two uint32. Raises ValueError unless 0 <= p <= 1."""
+    """y, of x's shape; `key` is two uint32, or three things as `philox.mask_arguments` says. Raises ValueError unless 0 <= p <= 1."""
     return ladder.rung(x).forward(x, p, key)

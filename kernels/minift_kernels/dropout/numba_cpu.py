@@ -13,9 +13,14 @@ _CHUNK = 4096
 
 def forward(x, p, key):
     y = np.empty(x.shape, np.float32)
-    key0, key1 = (np.uint32(k) for k in key)
+    seed, call = key
     _forward(
-        contiguous(x).reshape(-1), word_threshold(p), np.float32(keep_scale(p)), key0, key1, y.reshape(-1)
+        contiguous(x).reshape(-1),
+        word_threshold(p),
+        np.float32(keep_scale(p)),
+        np.uint32(seed),
+        np.uint32(call),
+        y.reshape(-1),
     )
     return y
 

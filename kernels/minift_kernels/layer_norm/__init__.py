@@ -47,4 +47,6 @@ def forward(x, residual, weight, bias, eps):
 def backward(dy, normalized, rstd, weight):
     """dx (T, H), dweight (H,) and dbias (H,). The gradient of the residual is dx as well."""
     check_shape("layer_norm", "dy", dy, normalized.shape)
+    check_shape("layer_norm", "rstd", rstd, normalized.shape[:1])
+    check_shape("layer_norm", "weight", weight, normalized.shape[1:])
     return ladder.rung(dy).backward(dy, normalized, rstd, weight)

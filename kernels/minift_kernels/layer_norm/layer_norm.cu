@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(WARP * WARPS)
 layer_norm_warp_backward(const T* dy, const T* normalized, const float* rstd, const float* weight, T* dx,
                          float* partials, long long rows, int columns) {
     constexpr int size = Pack<T>::size;
-    __shared__ float shares[WARPS][2][WARP * COUNT * size];
+    __shared__ __align__(16) float shares[WARPS][2][WARP * COUNT * size];
     float dweight[COUNT][size] = {}, dbias[COUNT][size] = {};
     for (long long row = (long long)blockIdx.x * WARPS + threadIdx.y; row < rows;
          row += (long long)gridDim.x * WARPS) {

@@ -7,7 +7,8 @@ one; and the two products of a linear layer's backward are not cut on two thread
 its part of the columns whose sum is the bias's gradient.
 
 BLAS's own threads are as fast at one product, but between products they spin, and the loops of all other
-operations wait."""
+operations wait. The order in which BLAS adds up depends on the shape of a part, so another number of threads
+may change the last bits."""
 
 from math import gcd
 
@@ -77,10 +78,10 @@ def sum_rows(x):
 
 
 def _layout(x):
-    """x, or a copy if BLAS cannot read it where it is: one of its axes must be contiguous."""
+    """x, or a copy if BLAS cannot read it where it is: one of its axes must be contiguous, the other in whole items."""
     check_dtype(x)
     down, across = (stride // _ITEM for stride in x.strides)
-    if (across == 1 and down >= x.shape[1]) or (down == 1 and across >= x.shape[0]):
+    if x.flags.aligned and ((across == 1 and down >= x.shape[1]) or (down == 1 and across >= x.shape[0])):
         return x
     return np.ascontiguousarray(x)
 

@@ -35,7 +35,8 @@ __global__ void sum_rows_of_block(const T* x, float* partial, int R, int C, int 
     }
 }
 
-__global__ void sum_partial_sums(const float* partial, float* sums, int blocks, int C) {
+/// sums (C): of each column the sum of the blocks' sums.
+extern "C" __global__ void sum_partial_sums(const float* partial, float* sums, int blocks, int C) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= C) return;
     float sum = 0.0f;
