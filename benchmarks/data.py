@@ -33,7 +33,9 @@ class Sentiment:
     def __init__(self, folder: Path):
         train, dev = folder / "sst2" / "train_sentences.tsv", folder / "sst2" / "dev.tsv"
         self.name = "SST-2 sentences"
-        if not train.exists():
+        self.stands_in = not train.exists()
+        """Whether it is not SST-2, of which the committed results are."""
+        if self.stands_in:
             print(f"{train} is missing: using the demo's opinions instead", file=sys.stderr)
             train, dev = CHECKOUT / "demo" / "opinions_train.tsv", CHECKOUT / "demo" / "opinions_dev.tsv"
             self.name = "the demo's opinions (SST-2 was not at hand)"

@@ -12,6 +12,7 @@ of --results and is not repeated: stop it at any time and start it again.
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def main():
         part: [finished[key] for key in map(runs.key_of, each) if key in finished]
         for part, each in wanted.items()
     }
+    if data.stands_in and options.page.exists():
+        sys.exit(f"{options.page} stays as it is, which is of SST-2; --page writes another")
     write_page(found, wanted, data, options.page)
 
 

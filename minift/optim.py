@@ -31,11 +31,20 @@ class AdamW:
     ):
         """`params`: parameters, or groups {"params": parameters, and any of lr, betas, eps, weight_decay}.
 
-        Raises ValueError when there is no parameter, or one stands in two groups.
+        Raises ValueError when there is no parameter, or one stands in two groups, and for parameters beside groups or
+        an option that there is not.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         given = list(params)
-        groups = [group for group in given if isinstance(group, dict)] or [{"params": given}]
+        are_groups = {isinstance(each, dict) for each in given}
+        if len(are_groups) > 1:
+            raise ValueError("AdamW takes parameters or groups of them, not both")
+        groups: list[dict] = given if True in are_groups else [{"params": given}]
+        for group in groups:
+            for option in group.keys() - {"params", *defaults}:
+                raise ValueError(
+                    f"AdamW has no option {option!r}; a group takes params, {', '.join(defaults)}"
+                )
         self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
         self.parameters: list[Parameter] = [each for group in self.param_groups for each in group["params"]]
         if not self.parameters:

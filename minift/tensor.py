@@ -86,7 +86,8 @@ class Tensor:
         infinity, before they are handed on.
 
         Raises RuntimeError without a history, for a tensor of several elements without `gradient`, and for a
-        history that an earlier call has consumed; ValueError for another `breakpoint_on`.
+        history that an earlier call has consumed; ValueError for a `gradient` of another shape than this tensor's, and
+        for another `breakpoint_on`.
         """
         deque(self.backward_steps(gradient, breakpoint_on=breakpoint_on), maxlen=0)
 
@@ -107,13 +108,18 @@ class Tensor:
                     "call it on a scalar, such as a loss, or pass gradient="
                 )
             gradient = array_namespace(self.data).ones_like(self.data)
+        if gradient.shape != self.shape:
+            raise ValueError(
+                f"backward() of a tensor of shape {self.shape} was given a gradient of {gradient.shape}"
+            )
         if self.node is None:
             self.accumulate(gradient)
             return iter(())
         return backward_steps(self.node, gradient, look)
 
     def accumulate(self, gradient: Array) -> None:
-        """Add to `.grad`. Gradient arrays are never changed in place, so they may be shared."""
+        """Add to `.grad`, in this tensor's dtype. Gradient arrays are never changed in place, so they may be shared."""
+        gradient = gradient.astype(self.dtype, copy=False)
         self.grad = gradient if self.grad is None else self.grad + gradient
 
     def detach(self) -> "Tensor":
@@ -195,6 +201,8 @@ class Tensor:
         x = self.data
 
         def backward(dy):
+            if exponent == 0:  # y is 1 everywhere; the formula would say 0 / 0 where x is 0
+                return (array_namespace(dy).zeros_like(dy),)
             return (dy * exponent * x ** (exponent - 1),)
 
         return Tensor(x**exponent, parents=(self,), backward=backward)

@@ -202,7 +202,8 @@ class RawModule:
         assert "-std=c++17" in options
         assert f"-I{gpu.HERE}" in options
         self.module = cuda_cpu.Module(file, instantiations=name_expressions or ())
-        self.names = set(name_expressions or re.findall(r'extern "C" __global__ [^(]*\b(\w+)\(', code))
+        plain = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', code)
+        self.names = set(name_expressions or plain)
 
     def get_function(self, name: str):
         assert name in self.names, f"CUDA_ERROR_NOT_FOUND: {name} has another name in the machine code"

@@ -84,6 +84,19 @@ def test_backward_of_many_elements_or_without_history_is_an_error():
         Tensor([1.0]).backward()
 
 
+def test_a_gradient_of_another_shape_is_an_error():
+    leaf = Tensor(np.ones(3), requires_grad=True)
+    for tensor in (leaf, leaf * 2):
+        with pytest.raises(ValueError, match=r"shape \(3,\) was given a gradient of \(5, 3\)"):
+            tensor.backward(np.ones((5, 3)))
+
+
+def test_a_gradient_has_the_dtype_of_its_leaf():
+    single = Tensor(np.ones(3, np.float32), requires_grad=True)
+    (single * Tensor(np.ones(3))).sum().backward()
+    assert single.grad.dtype == np.float32
+
+
 def test_no_grad_leaves_no_history():
     x = Tensor([1.0], requires_grad=True)
     with no_grad():

@@ -42,6 +42,8 @@ def test_correlations():
     assert metrics.pearson([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert metrics.pearson([1, 2, 3], [1, 0, 1]) == 0
     assert metrics.pearson([5, 5, 5], [1, 2, 3]) == 0
+    assert metrics.pearson([0.1] * 3, [0.1] * 3) == 0  # whose mean is not quite 0.1
+    assert math.isnan(metrics.pearson([math.nan, 1, 2], [1, 2, 3]))
     assert metrics.spearman([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1)
     assert metrics.spearman([4, 3, 2, 1], [1, 10, 100, 1000]) == pytest.approx(-1)
 

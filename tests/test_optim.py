@@ -130,6 +130,21 @@ def test_what_adamw_refuses():
         AdamW([{"params": trained}, {"params": trained[:1]}])
 
 
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (lambda a, b: [a, {"params": [b]}], "parameters or groups of them, not both"),
+        (
+            lambda a, b: [{"params": [a, b], "learning_rate": 1}],
+            "no option 'learning_rate'; a group takes params, lr",
+        ),
+    ],
+)
+def test_groups_that_are_none(groups, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW(groups(*parameters()[:2]))
+
+
 # ---- Which parameters decay ----
 
 

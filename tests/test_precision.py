@@ -6,7 +6,7 @@ import cupy_stand_in
 import ml_dtypes
 import numpy as np
 import pytest
-from minift_kernels import OPERATIONS, cublas, gpu
+from minift_kernels import OPERATIONS, cublas, gpu, matmul
 from minift_kernels.ladder import Ladder
 from test_gpu_path import LABELS, TEXTS, config, small
 from tiny import make_model
@@ -118,6 +118,10 @@ def test_tf32_is_a_switch_of_cublas_and_of_the_ladder(tiny, cupy, monkeypatch):
     model = minift.load(tiny / "model", device="cuda", precision="tf32")
     model.predict(TEXTS)
     assert set(modes) == {cublas._IN_TF32}
+    # The switch is the whole process's; of bfloat16 there are no products in tf32 that it could ask for.
+    modes.clear()
+    matmul.forward(*2 * [cupy.ones((2, 2), ml_dtypes.bfloat16)])
+    assert modes == [cublas._IN_FLOAT32]
     assert ladder.default(single) == "cuda_c_tensor_core"
     modes.clear()
     minift.load(tiny / "model", device="cuda").predict(TEXTS)

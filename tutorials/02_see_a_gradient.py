@@ -218,9 +218,10 @@ np.testing.assert_allclose(check.measured / check.said, 3, rtol=1e-5)
 #
 # ![what VS Code and debugpy say to each other](figures/02_debugpy.svg)
 #
-# Two more configurations come with it. One runs a GPU kernel of Numba's in a simulator, where each CUDA thread is a
+# Three more configurations come with it. One is the same step with all kernels in NumPy (`MINIFT_KERNELS=reference`),
+# so that one can step into them, too. One runs a GPU kernel of Numba's in a simulator, where each CUDA thread is a
 # Python thread that a breakpoint stops; one runs a kernel of CUDA C on the CPU, where gdb stops in the thread that you
-# name (`threadIdx.x == 3`). With `MINIFT_KERNELS=reference` all kernels are NumPy, and one can step into them, too.
+# name (`threadIdx.x == 3`).
 
 # %% [markdown]
 # A line of `ops.py` serves every layer. To stop in one module, say which. `set_breakpoint` takes patterns of the

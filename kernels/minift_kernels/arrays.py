@@ -34,11 +34,14 @@ def erf(x):
 
 
 def check_indices(what: str, indices, count: int) -> None:
-    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory.
+    """Raise IndexError unless 0 <= index < count: NumPy would wrap -1, compiled code read foreign memory. TypeError for
+    what is no integer.
 
     Indices that are already on a GPU are not looked at, because to look is to wait for all that it has to do.
     Check them before they go there, and let no kernel read or write outside its arrays whatever they are.
     """
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{what}: expected integers, not {indices.dtype}")
     if isinstance(indices, np.ndarray) and indices.size and (indices.min() < 0 or indices.max() >= count):
         wrong = indices[(indices < 0) | (indices >= count)][0]
         raise IndexError(f"{what} {int(wrong)} is out of range: it must be at least 0 and less than {count}")
@@ -48,6 +51,12 @@ def check_shape(operation: str, name: str, x, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless x, which the operation calls `name`, has this shape."""
     if x.shape != shape:
         raise ValueError(f"{operation}: {name} has shape {x.shape}, not {shape}")
+
+
+def check_dtype(operation: str, name: str, x, dtype) -> None:
+    """Raise TypeError unless x has this dtype: a kernel on a GPU would read the bytes of another as if they were."""
+    if x.dtype != dtype:
+        raise TypeError(f"{operation}: {name} is {x.dtype}, and the rest {dtype}: use one dtype for all")
 
 
 def check_segments(segments, rows: int) -> None:

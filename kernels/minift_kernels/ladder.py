@@ -8,7 +8,8 @@ Every operation has a folder with its rungs. From the plainest to the fastest th
     cuda_c       CUDA C, whose last step is the default on a GPU
 
 The rungs of a family are steps that each add one thing: cuda_c_naive, cuda_c_shared, cuda_c_warp. The name of
-the family stands for its last step; for float32, for the last that computes in float32 and not in tf32.
+the family stands for its last step; for float32, for the last that computes in float32 and not in tf32. An
+operation that has none of the family runs as if nobody had wished for it.
 
 The caller's wish comes first (`MINIFT_KERNELS=reference` in the environment, or
 `with use_kernels("cuda_c_naive"):`). Without a wish the array decides: NumPy float32 takes numba_cpu, CuPy
@@ -39,8 +40,8 @@ _wish: ContextVar[str | None] = ContextVar("kernels", default=os.environ.get("MI
 def use_kernels(rung: str) -> Iterator[None]:
     """Run every operation inside the `with` block on this rung, or on the last of this family.
 
-    Raises RungError for a name that can be no rung; an operation that lacks the rung, or whose rung cannot
-    take the arrays it is given, raises when it is called.
+    Raises RungError for a name that can be no rung; an operation that lacks the rung (not its family), or whose rung
+    cannot take the arrays it is given, raises when it is called.
     """
     _check_name(rung)
     token = _wish.set(rung)
@@ -76,6 +77,8 @@ class Ladder:
             return self.default(x)
         _check_name(wish)
         chosen = wish if wish in self.rungs else self._last(wish, x)
+        if chosen is None and wish in FAMILIES:
+            return self.default(x)
         if chosen is None:
             raise RungError(f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}")
         reason = why_not(chosen, x)

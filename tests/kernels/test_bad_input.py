@@ -17,6 +17,7 @@ from minift_kernels import (
     softmax,
     use_kernels,
 )
+from minift_kernels.ladder import RungError
 
 RUNGS = pytest.mark.parametrize("rung", ["reference", "numba_cpu"])
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
@@ -94,6 +95,13 @@ def test_attention_shapes_that_do_not_fit(rung):
             attention.forward(x, x, x, segments, np.zeros((2, 2), np.int64), heads=2, scale=1.0)
         with pytest.raises(IndexError, match="segment"):
             attention.forward(x, x, x, np.array([[0, 5]]), segments, heads=2, scale=1.0)
+        with pytest.raises(ValueError, match="0 heads do not fit"):
+            attention.forward(x, x, x, segments, segments, heads=0, scale=1.0)
+        out, logsumexp = attention.forward(x, x, x, segments, segments, heads=2, scale=1.0)
+        with pytest.raises(ValueError, match="out has shape"):
+            attention.backward(x, x, x, x, out[:3], logsumexp, segments, segments, heads=2, scale=1.0)
+        with pytest.raises(ValueError, match="logsumexp has shape"):
+            attention.backward(x, x, x, x, out, logsumexp[:1], segments, segments, heads=2, scale=1.0)
 
 
 @RUNGS
@@ -124,17 +132,89 @@ def test_shapes_that_do_not_fit(rung):
                 r"cross_entropy: class_w",
                 lambda: cross_entropy.forward(zeros(1, 3), np.zeros(1, np.int64), zeros(2)),
             ),
+            (
+                r"layer_norm: rstd",
+                lambda: layer_norm.backward(zeros(2, 3), zeros(2, 3), zeros(1), zeros(3)),
+            ),
+            (
+                r"layer_norm: weight",
+                lambda: layer_norm.backward(zeros(2, 3), zeros(2, 3), zeros(2), zeros(2)),
+            ),
+            (
+                r"cross_entropy: targets",
+                lambda: cross_entropy.backward(zeros(2), zeros(2, 3), zeros(2), np.zeros(1, np.int64)),
+            ),
+            (
+                r"cross_entropy: logsumexp",
+                lambda: cross_entropy.backward(zeros(2), zeros(2, 3), zeros(1), np.zeros(2, np.int64)),
+            ),
+            (
+                r"cross_entropy: class_w",
+                lambda: cross_entropy.backward(
+                    zeros(1), zeros(1, 3), zeros(1), np.zeros(1, np.int64), zeros(2)
+                ),
+            ),
             (r"adamw: m has", lambda: adamw.step([zeros(3)], [zeros(3)], [zeros(2)], [zeros(3)], **options)),
         ):
             with pytest.raises(ValueError, match=message):
                 call()
 
 
-def test_compiled_kernels_refuse_a_mix_of_precisions():
+@RUNGS
+def test_a_mix_of_precisions(rung):
     single, double = np.zeros((2, 2), np.float32), np.zeros((2, 2))
+    segments = np.array([[0, 2]])
+    options = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, step=1)
+    with use_kernels(rung):
+        for message, call in (
+            ("matmul: b is float64", lambda: matmul.forward(single, double)),
+            ("matmul: x is float64", lambda: matmul.linear_backward(single, double, single, True)),
+            ("gelu: dy is float32", lambda: gelu.backward(single, double)),
+            ("softmax: dy is float32", lambda: softmax.backward(single, double)),
+            (
+                "layer_norm: residual is float64",
+                lambda: layer_norm.forward(single, double, single[0], single[0], 1e-5),
+            ),
+            (
+                "attention: v is float64",
+                lambda: attention.forward(single, single, double, segments, segments, heads=1, scale=1.0),
+            ),
+            ("adamw: v is float64", lambda: adamw.step([single], [single], [single], [double], **options)),
+        ):
+            with pytest.raises(TypeError, match=message):
+                call()
+
+
+def test_compiled_kernels_take_float32():
     with pytest.raises(TypeError, match="float32 here, not float64"):
-        matmul.forward(single, double)
-    with pytest.raises(TypeError, match="float32 here, not float64"):
-        gelu.backward(single, double)
-    with pytest.raises(TypeError, match="float32 here, not float64"):
-        grad_norm.forward([single, double])
+        grad_norm.forward([np.zeros(2, np.float32), np.zeros(2)])
+
+
+@RUNGS
+def test_indices_that_are_no_integers(rung):
+    single = np.zeros((2, 3), np.float32)
+    with use_kernels(rung):
+        for call in (
+            lambda: embedding.forward(np.array([0.0, 1.5]), single),
+            lambda: embedding.backward(single, np.array([0.0, 1.5]), 5),
+            lambda: cross_entropy.forward(single, np.array([0.0, 1.7])),
+        ):
+            with pytest.raises(TypeError, match="expected integers, not float64"):
+                call()
+
+
+@pytest.mark.parametrize("rung", ["reference", "numba_cpu", "cuda_c"])
+def test_numbers_that_lie_apart_by_no_whole_number_of_themselves(rung):
+    """A column of records, whose rows are 6 bytes apart."""
+    if rung == "cuda_c" and shutil.which("g++") is None:
+        pytest.skip("running CUDA C on the CPU needs g++")
+    records = np.zeros((3, 4), [("value", np.float32), ("rest", np.int16)])
+    records["value"] = np.arange(12).reshape(3, 4)
+    with use_kernels(rung):
+        assert (matmul.forward(records["value"], np.eye(4, dtype=np.float32)) == records["value"]).all()
+
+
+@needs_compiler
+def test_cuda_c_refuses_numbers_of_the_other_byte_order():
+    with use_kernels("cuda_c"), pytest.raises(RungError, match="it takes float32 and bfloat16, not >f4"):
+        gelu.forward(np.zeros(3, ">f4"))

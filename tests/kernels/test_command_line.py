@@ -31,6 +31,18 @@ def test_a_wrong_rung_is_said(capsys, monkeypatch):
     assert "WRONG" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda results: (results[0], results[1] * float("nan"), results[2]), lambda results: results[:1]],
+)
+def test_a_result_that_is_no_number_or_missing_is_not_right(capsys, monkeypatch, spoil):
+    rung = OPERATIONS["layer_norm"].rungs["numba_cpu"]
+    backward = rung.backward
+    monkeypatch.setattr(rung, "backward", lambda *arguments: spoil(backward(*arguments)))
+    assert main(["layer_norm"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
 def test_every_operation_has_steps():
     assert set(STEPS) == set(OPERATIONS)
 

@@ -125,6 +125,32 @@ def test_a_missing_barrier_shows(file, number, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Launches
+
+
+@pytest.mark.parametrize(
+    ("rung", "rows"),
+    [("cuda_c_materialised", 70_000), ("cuda_c_flash", 300_000), ("cuda_c_flash_tensor_core", 300_000)],
+)
+def test_attention_of_many_rows_fits_a_grid(rung, rows, monkeypatch):
+    """Every axis of a grid but the first has at most 65,535 blocks."""
+    grids = []
+    monkeypatch.setattr(gpu, "launch", lambda file, kernel, grid, *others: grids.append((kernel, grid)))
+    texts = 100
+    ends = np.linspace(
+        0, 8 * texts, texts + 1, dtype=np.int64
+    )  # scores that are written out have to fit, too
+    segments = np.stack([ends[:-1], ends[1:]], axis=1)
+    x, logsumexp = np.zeros((rows, 2), np.float32), np.zeros((1, rows), np.float32)
+    options = dict(q_segments=segments, k_segments=segments, heads=1, scale=1.0)
+    rung = LADDERS["attention"].rungs[rung]
+    rung.forward(x, x, x, **options)
+    rung.backward(x, x, x, x, x, logsumexp, **options)
+    assert len(grids) >= 4
+    assert [each for each in grids if max(each[1][1:], default=0) > 65535] == []
+
+
+# ------------------------------------------------------------------------------------------------------------
 # NVIDIA's compiler takes what g++ takes
 
 
@@ -156,5 +182,7 @@ def test_compiles_for_a_gpu(file, everything, monkeypatch):
     for arch in ("sm_80", "sm_90") if everything else ("sm_80",):
         cubin = nvrtc.nvrtc_compile(source, arch, file.name, instantiations=templates)
         assert cubin.startswith(b"\x7fELF")
-        for kernel in kernels.difference(templates):  # CuPy asks for these by the names they have in the source
+        for kernel in kernels.difference(
+            templates
+        ):  # CuPy asks for these by the names they have in the source
             assert f".text.{kernel}\0".encode() in cubin, f'{kernel} is not extern "C"'

@@ -123,6 +123,14 @@ def test_philox_gives_the_published_answers(counter, key, words):
     assert tuple(int(word[0]) for word in got) == words
 
 
+def test_the_second_part_of_a_key_may_count_from_a_number_in_memory():
+    """As the keys of a CUDA graph do, which stand while that number changes."""
+    counter = [np.arange(5, dtype=np.uint32)] * 4
+    for call, before in ((1, 3), (5, 0xFFFFFFFF)):
+        words = philox(counter, (7, call, np.array([before], np.uint32)))
+        np.testing.assert_array_equal(words, philox(counter, (7, (call + before) & 0xFFFFFFFF)))
+
+
 def test_dropout_takes_word_i_of_the_stream():
     """Which word decides which element is part of the contract: a resumed run must drop the same."""
     dropout = reference("dropout")

@@ -11,7 +11,7 @@ import minift
 
 name = sys.argv[1] if len(sys.argv) > 1 else "minilm"
 model = minift.load(name, labels=["negative", "positive"]).eval()
-optimizer = minift.AdamW(model.parameters(), lr=2e-5)
+optimizer = minift.AdamW(minift.decay_groups(model), lr=2e-5)
 
 # minift.set_breakpoint(op="attention", module="*.layer.3.*")  # opens the debugger there, and only there
 loss = minift.cross_entropy(model("A film that earns every one of its tears."), "positive")

@@ -25,7 +25,7 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
-from minift_kernels.arrays import check_shape
+from minift_kernels.arrays import check_dtype, check_shape
 from minift_kernels.attention import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
@@ -46,9 +46,9 @@ ladder = Ladder(
 def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)):
     """out (T, N D) and logsumexp (N, T) from q (T, N D), k and v (Tk, M D), segments (B, 2) of integers.
 
-    `key` is two uint32, which choose the dropout mask, or three things as `philox.mask_arguments` says. Rows that see no key have out 0 and logsumexp -inf.
-    Query segments must not overlap, nor key segments. Raises ValueError where shapes do not fit, IndexError
-    for a segment beyond the rows.
+    `key` is two uint32, which choose the dropout mask, or what `philox.mask_arguments` says of CUDA graphs. Rows that
+    see no key have out 0 and logsumexp -inf. Query segments must not overlap, nor key segments. Raises ValueError
+    where shapes do not fit, TypeError for a mix of dtypes, IndexError for a segment beyond the rows.
     """
     _check_shapes(q, k, v, q_segments, k_segments, heads)
     return ladder.rung(q).forward(q, k, v, q_segments, k_segments, heads, scale, causal, dropout, key)
@@ -60,7 +60,9 @@ def backward(
     """dq (T, N D), dk and dv (Tk, M D) from dout (T, N D), forward's inputs and forward's results."""
     _check_shapes(q, k, v, q_segments, k_segments, heads)
     check_shape("attention", "dout", dout, q.shape)
+    check_dtype("attention", "dout", dout, q.dtype)
     check_shape("attention", "out", out, q.shape)
+    check_dtype("attention", "out", out, q.dtype)
     check_shape("attention", "logsumexp", logsumexp, (heads, len(q)))
     return ladder.rung(q).backward(
         dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal, dropout, key
@@ -74,6 +76,8 @@ def _check_shapes(q, k, v, q_segments, k_segments, heads):
         raise ValueError(f"attention: {heads} heads do not fit q {q.shape} and k {k.shape}")
     if k.shape != v.shape:
         raise ValueError(f"attention: k {k.shape} and v {v.shape} must have one shape")
+    for name, x in (("k", k), ("v", v)):
+        check_dtype("attention", name, x, q.dtype)
     if q_segments.shape != k_segments.shape:
         raise ValueError(
             f"attention: {len(q_segments)} query segments cannot meet {len(k_segments)} key segments"

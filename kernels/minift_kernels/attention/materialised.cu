@@ -18,8 +18,8 @@
 // holds 200 MB, and forward writes and reads it three times. flash.cu does without it.
 //
 // Kernels whose elements are those of such a matrix have a thread for each: x counts keys, y query rows, z
-// heads. Others have a thread for each element of their result, and there x counts rows, since a grid may have
-// two thousand million blocks along x and 65,535 along the others.
+// heads. Others have a thread for each element of their result, and there x counts rows: a grid may have two
+// thousand million blocks along x, and 65,535 along the others.
 #include "attention/attention.cuh"
 
 /// text_of_row (rows): the text that each row belongs to, -1 if none.

@@ -20,5 +20,8 @@ ladder = Ladder(
 
 
 def forward(x, p, key):
-    """y, of x's shape; `key` is two uint32, or three things as `philox.mask_arguments` says. Raises ValueError unless 0 <= p <= 1."""
+    """y, of x's shape. Raises ValueError unless 0 <= p <= 1.
+
+    `key` is two uint32, or what `philox.mask_arguments` says of CUDA graphs.
+    """
     return ladder.rung(x).forward(x, p, key)
