@@ -135,11 +135,12 @@ def begin(config: TrainingConfig) -> Beginning:
         precision=config.precision,
     )
     model.label_smoothing = config.label_smoothing
+    # Before any text is cut: a method may need room in front of it.
+    method = apply_method(model, config.method, **parse_options(config.method_options))
     model.prepare(train_set)
     if dev_set is not None:
         # A label that training does not know is found now, not at the end.
         model.batches(dev_set, config.batch_size)
-    method = apply_method(model, config.method, **parse_options(config.method_options))
     optimizer = AdamW(method.parameter_groups(model, config.learning_rate, config.weight_decay))
     return Beginning(model, method, optimizer, train_set, dev_set)
 

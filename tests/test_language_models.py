@@ -17,6 +17,7 @@ from minift.models.architecture import initialize
 from minift.pretrain import PretrainingConfig, learn_tokenizer, new_shape
 from minift.tasks import TASKS
 from minift.tasks.documents import Documents
+from minift.train import TrainingConfig
 
 TEXT = "the cat sat on the mat. a dog ate the cat's food! who let it in?\n" * 3
 SIZE = dict(layers=2, heads=2, width=16, context=24, tokens="characters")
@@ -203,6 +204,24 @@ def test_fillings_come_for_every_mask(tmp_path):
     assert list(one.words[0].values()) == sorted(one.words[0].values(), reverse=True)
     with pytest.raises(minift.InputError, match=r"there is no \[MASK\] in the text 'the cat'"):
         model.predict(["the cat"])
+
+
+# ---- With vectors in front of every block ----
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_blocks_leave_room_for_what_stands_in_front(family, method, tmp_path):
+    model = make(family, tmp_path)
+    model.save(tmp_path / "model")
+    text, task = tmp_path / "text.txt", "fill-mask" if family == "bert" else "text-generation"
+    config = TrainingConfig(
+        model=str(tmp_path / "model"), task=task, train=text, dev=text, out=tmp_path / "out", epochs=1,
+        method=method, method_options=("tokens=4",),
+    )  # fmt: skip
+    told = minift.finetune(config)["after"]
+    found = minift.evaluate(minift.load(tmp_path / "out", task), Documents(text))
+    assert found["loss"] == pytest.approx(told["loss"], rel=1e-6)
 
 
 # ---- From nothing ----
