@@ -270,6 +270,20 @@ def test_parts_that_minift_cannot_have(model, tmp_path, changes, message):
         minift.load(tmp_path)
 
 
+def test_a_part_with_a_tokenizer_of_its_own_is_held_to_its_base_model(model, tmp_path):
+    minift.apply_method(model, "lora")
+    model.save(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", model_max_length=10**30)  # transformers' word for no maximum
+    longest = model.config.longest_text
+    assert minift.load(tmp_path).encode("good " * 2 * longest).tokens == longest
+
+    words = json.loads((tmp_path / "tokenizer.json").read_text())
+    words["model"]["vocab"]["excellent"] = model.config.vocab_size
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(minift.InputError, match=r"makes ids up to 26, the model knows those up to 25"):
+        minift.load(tmp_path)
+
+
 # ---- Making a plain model of it ----
 
 
