@@ -165,7 +165,7 @@ def finetune(
     model, method, optimizer, train_set, dev_set = begin(config)
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
+    schedule = SCHEDULES[config.schedule](optimizer, total_steps, warmup_steps(config.warmup, total_steps))
 
     run_pass = GraphedPass(model) if config.device == "cuda" else partial(plain_pass, model)
     movement = Movement(model, total_steps)
@@ -224,6 +224,11 @@ def finetune(
         checkpoint.write_json(config.out / METRICS, metrics)
         training_state.forget(config.out)
     return metrics
+
+
+def warmup_steps(share: float, total_steps: int) -> int:
+    """How many steps the warm-up has; never all of them, since it begins at 0 and a run of one step must train."""
+    return min(math.ceil(share * total_steps), total_steps - 1)
 
 
 class Journal(NamedTuple):

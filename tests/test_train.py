@@ -192,6 +192,15 @@ def test_options_out_of_range(tiny, tmp_path, changes, message):
         finetune(config(tiny, tmp_path / "out", **changes))
 
 
+@pytest.mark.parametrize("warmup", [0.1, 1.0])
+def test_a_run_of_one_step_trains(tiny, tmp_path, warmup):
+    finetune(config(tiny, tmp_path / "out", dev=None, epochs=1, batch_size=100, warmup=warmup))
+    [line] = log_lines(tmp_path / "out")
+    assert line["learning_rate"] == 3e-3
+    before, after = weights(tiny / "model"), weights(tmp_path / "out")
+    assert (before["classifier.weight"] != after["classifier.weight"]).any()
+
+
 def test_truncated_texts_are_counted(tiny, tmp_path):
     long = [("good " * 50, "positive"), ("bad", "negative")]
     write_tsv(tmp_path / "long.tsv", long)
