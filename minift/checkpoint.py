@@ -373,8 +373,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all. Raises InputError, as `replacing` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON, whole or not at all.
+
+    Raises InputError, as `replacing` does, and for NaN and infinity, which JSON does not have.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path}: not written: {error}") from None
+    write_text(path, text + "\n")
 
 
 def write_tensors(

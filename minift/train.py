@@ -11,6 +11,8 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
+import numpy as np
+
 from minift import checkpoint, random, training_state
 from minift.cuda_graph import GraphedPass, plain_pass
 from minift.data import Batch, Columns
@@ -157,7 +159,7 @@ def finetune(
     The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
     examples and seconds on the dev set, before and after), train_log.jsonl (one line a step) and report.html, which is
     also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss
-    stops being a number.
+    or a weight stops being a number.
     """
     from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
 
@@ -205,14 +207,19 @@ def finetune(
             after_epoch(model, epoch + 1)
 
         bar.close()
-        model.save(config.out)
+        _check_last_update(model, progress.step)
         after = None
         if dev_set is not None:
             after, predictions = examine(model, dev_set, config.batch_size)
+            if not math.isfinite(after["loss"]):
+                raise DivergedError(
+                    f"the loss on the dev set became {after['loss']}. Try a lower learning rate"
+                )
             report.after = report.judged(after, predictions)
             report.write()
             if board is not None:
                 board.judge(after, progress.step)
+        model.save(config.out)
         metrics = {
             "before": progress.before,
             "after": after,
@@ -313,6 +320,13 @@ def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_befor
             f"step {step}: the loss became {loss}; {error}. Try a lower learning rate"
         ) from None
     raise DivergedError(f"step {step}: the loss became {loss}, and was a number when computed again")
+
+
+def _check_last_update(model: TaskModel, step: int) -> None:
+    """Raise DivergedError where a weight is no number: no further step comes, whose loss would show it."""
+    for name, parameter in model.named_parameters():
+        if not np.isfinite(parameter.numpy()).all():
+            raise DivergedError(f"step {step}: its update made {name} no number. Try a lower learning rate")
 
 
 def _options(config: TrainingConfig, train_set: Examples) -> dict:

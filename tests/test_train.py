@@ -9,6 +9,7 @@ from tiny import CONFIG, make_model, rows, write_tsv
 
 import minift
 from minift import checkpoint, train, training_state
+from minift.errors import DivergedError
 from minift.train import TrainingConfig, finetune
 
 
@@ -174,6 +175,22 @@ def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
     assert "first operation whose output is not finite is " in str(caught.value)
     assert "bert." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rate", "dev", "message"),
+    [
+        (1e39, True, "step 1: its update made .* no number. Try a lower learning rate"),
+        (1e39, False, "step 1: its update made .* no number. Try a lower learning rate"),
+        (1e30, True, "the loss on the dev set became (nan|inf). Try a lower learning rate"),
+    ],
+)
+def test_a_last_update_that_leaves_the_numbers_is_no_success(tiny, tmp_path, rate, dev, message):
+    one_step = config(tiny, tmp_path / "out", epochs=1, batch_size=100, learning_rate=rate)
+    with np.errstate(all="ignore"), pytest.raises(DivergedError, match=message):
+        finetune(one_step if dev else replace(one_step, dev=None))
+    assert not (tmp_path / "out" / checkpoint.WEIGHTS).exists()
+    assert not (tmp_path / "out" / train.METRICS).exists()
 
 
 @pytest.mark.parametrize(
