@@ -16,6 +16,7 @@ the format's own library leaves its temporary files behind when killed and lets 
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import mmap
@@ -56,6 +57,12 @@ def open_file(path: Path) -> BufferedReader:
         raise InputError(f"{path}: this is a directory, a file was expected") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def sha256(path: Path) -> str:
+    """What tells this file's bytes from any others. Raises InputError, as `open_file` does."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -330,11 +330,16 @@ def _check_last_update(model: TaskModel, step: int) -> None:
 
 
 def _options(config: TrainingConfig, train_set: Examples) -> dict:
-    """What must be the same for a run to go on: all but where it is written and how often it is saved."""
+    """What must be the same for a run to go on: all but where it is written and how often it is saved.
+
+    What the files hold belongs to it: of the dev file, too, whose score before is set beside the one after.
+    """
     options = json.loads(json.dumps(asdict(config), default=str))  # as it will be read back
     for name in ASIDE:
         del options[name]
-    return {**options, "examples": len(train_set)}
+    files = {"train": config.train, "dev": config.dev}
+    hashes = {f"{name}_sha256": checkpoint.sha256(path) for name, path in files.items() if path is not None}
+    return {**options, "examples": len(train_set), **hashes}
 
 
 def _check_options(config: TrainingConfig) -> None:

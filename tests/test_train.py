@@ -129,9 +129,9 @@ def test_a_finished_run_is_not_begun_anew_by_resuming(tiny, tmp_path):
         finetune(config(tiny, tmp_path / "out", resume=True))
 
 
-def stopped_run(tiny, out, monkeypatch) -> TrainingConfig:
+def stopped_run(tiny, out, monkeypatch, **changes) -> TrainingConfig:
     """A run that wrote its state at step 2 and stopped."""
-    begun = config(tiny, out, save_every=2)
+    begun = config(tiny, out, save_every=2, **changes)
     with monkeypatch.context() as patch:
         real = training_state.save
 
@@ -149,6 +149,27 @@ def test_a_run_cannot_go_on_with_other_options(tiny, tmp_path, monkeypatch):
     begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
     with pytest.raises(minift.InputError, match=r"begun with learning_rate = 0.003, not 0.1"):
         finetune(replace(begun, resume=True, learning_rate=0.1))
+
+
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_a_run_cannot_go_on_with_other_data(tiny, tmp_path, monkeypatch, role):
+    path = write_tsv(tmp_path / "data.tsv", rows(20, seed=1))
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch, **{role: path})
+    other = {"negative": "positive", "positive": "negative"}
+    write_tsv(path, [(text, other[label]) for text, label in rows(20, seed=1)])
+    with pytest.raises(minift.InputError, match=rf"begun with {role}_sha256 = '\w+', not '\w+'"):
+        finetune(replace(begun, resume=True))
+
+
+def test_a_state_of_an_earlier_version_is_named(tiny, tmp_path, monkeypatch):
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
+    path = begun.out / training_state.FILE
+    tensors = checkpoint.read_safetensors(path)
+    state = json.loads(tensors.metadata["state"])
+    del state["options"]["train_sha256"]
+    checkpoint.write_tensors(path, dict(tensors), {"state": json.dumps(state)})
+    with pytest.raises(minift.InputError, match=r"did not keep train_sha256; pass --overwrite to begin"):
+        finetune(replace(begun, resume=True))
 
 
 def test_a_run_is_not_lost_by_mistake(tiny, tmp_path, monkeypatch):
