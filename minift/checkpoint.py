@@ -35,6 +35,20 @@ from minift.errors import InputError
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 
+FORMATS = {
+    "transformers": (WEIGHTS,),
+    "transformers, in shards": (SHARDS, "model-*-of-*.safetensors"),
+    "minift": ("minift_part.json", "minift_part.safetensors"),
+    "PEFT": ("adapter_config.json", "adapter_model.safetensors"),
+    "AdapterHub": (
+        "adapter_config.json",
+        "adapter.safetensors",
+        "head_config.json",
+        "model_head.safetensors",
+    ),
+}
+"""The files that hold the weights of a model, or of a part of one, and what tells of the part; names, or patterns."""
+
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 INTEGERS = {f"{kind}{8 * width}": f"<{kind.lower()}{width}" for kind in "IU" for width in (8, 4, 2, 1)}
 DTYPES = {name: np.dtype(dtype) for name, dtype in {**FLOATS, **INTEGERS, "BOOL": "?"}.items()}
@@ -338,6 +352,27 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def files_of_model(directory: Path) -> set[str]:
+    """The names of the files there that hold a model or a part of one, in whatever format."""
+    patterns = {pattern for files in FORMATS.values() for pattern in files}
+    return {path.name for pattern in patterns for path in directory.glob(pattern)}
+
+
+def check_no_model(directory: Path) -> None:
+    """Raise InputError for a directory whose model would be lost."""
+    held = files_of_model(directory) | {path.name for path in directory.glob("config.json")}
+    if held:
+        raise InputError(
+            f"{directory} already holds a model ({', '.join(sorted(held))}); pass --overwrite to replace it"
+        )
+
+
+def remove_other_formats(directory: Path, written: str) -> None:
+    """Remove what holds a model in other formats than the one just `written`: `load` might read that instead."""
+    for name in files_of_model(directory) - set(FORMATS[written]):
+        (directory / name).unlink()
 
 
 def make_directory(path: Path) -> None:
