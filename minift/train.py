@@ -163,7 +163,8 @@ def finetune(
     """
     from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
 
-    _check_directory(config)
+    _check_not_the_model(config)
+    check_directory(config.out, config.overwrite, config.resume)
     model, method, optimizer, train_set, dev_set = begin(config)
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
@@ -367,12 +368,27 @@ def _check_options(config: TrainingConfig) -> None:
         raise InputError(f"label_smoothing: {config.task} has none; these tasks have it: {smoothing}")
 
 
-def _check_directory(config: TrainingConfig) -> None:
-    """Raise InputError for a directory whose run would be lost."""
-    held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
-    if held == [METRICS] and config.resume and not config.overwrite:
-        raise InputError(f"{config.out} holds a finished run; pass --overwrite to begin it anew")
-    if held and not (config.resume or config.overwrite):
-        raise InputError(
-            f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite"
-        )
+def check_directory(out: Path, overwrite: bool, resume: bool = False) -> None:
+    """Raise InputError for a directory whose run, or whose model, would be lost."""
+    if overwrite:
+        return
+    held = [name for name in (METRICS, training_state.FILE) if (out / name).exists()]
+    if held == [METRICS] and resume:
+        raise InputError(f"{out} holds a finished run; pass --overwrite to begin it anew")
+    if held and not resume:
+        advice = "--resume or --overwrite" if training_state.FILE in held else "--overwrite"
+        raise InputError(f"{out} already holds a run ({', '.join(held)}); pass {advice}")
+    # With a log alone, a run was stopped before its first state; a model that lies there was given up to that run.
+    stopped = resume and (out / LOG).exists()
+    if not held and not stopped:
+        checkpoint.check_no_model(out)
+
+
+def _check_not_the_model(config: TrainingConfig) -> None:
+    """Raise InputError where the run would write to the directory of the model that it begins with.
+
+    A method's part needs that model as it is, and so does a run that goes on after it was stopped.
+    """
+    model = Path(config.model).expanduser()
+    if model.is_dir() and model.resolve() == config.out.resolve():
+        raise InputError(f"{config.out} is the directory of the model to begin with; choose another to write")

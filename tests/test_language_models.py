@@ -248,6 +248,20 @@ def test_pretraining_learns_and_leaves_a_checkpoint(family, tokens, tmp_path, ca
     assert main(["finetune", "--model", str(out), *more]) == 0
 
 
+@pytest.mark.parametrize("held", ["metrics.json", "config.json", "start/config.json"])
+def test_pretraining_replaces_nothing_by_mistake(held, tmp_path, capsys):
+    make("gpt2", tmp_path).save(tmp_path / "out" / "start")
+    kept = (tmp_path / "out" / "start" / checkpoint.WEIGHTS).read_bytes()
+    (tmp_path / "out" / held).touch()
+    paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    shape = "--layers 1 --heads 2 --width 16 --context 24 --tokens characters".split()
+    assert main(["pretrain", *paths, *shape]) == 2
+    error = capsys.readouterr().err
+    assert "already holds a " in error and "pass --overwrite" in error and "--resume" not in error
+    assert (tmp_path / "out" / "start" / checkpoint.WEIGHTS).read_bytes() == kept
+    assert main(["pretrain", *paths, *shape, "--overwrite"]) == 0
+
+
 def test_shapes_that_cannot_be(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]

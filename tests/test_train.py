@@ -1,6 +1,7 @@
 """Fine-tuning: it learns, it repeats itself, it survives, and what is frozen costs nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +180,37 @@ def test_a_run_is_not_lost_by_mistake(tiny, tmp_path, monkeypatch):
     finetune(replace(begun, overwrite=True))
     with pytest.raises(minift.InputError, match="already holds a run"):
         finetune(begun)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_is_not_lost_by_mistake(tiny, tmp_path, resume):
+    shutil.copytree(tiny / "model", tmp_path / "out")
+    run = config(tiny, tmp_path / "out", resume=resume, epochs=1)
+    with pytest.raises(
+        minift.InputError, match=r"holds a model \(config.json, model.safetensors\); pass --overwrite"
+    ):
+        finetune(run)
+    assert_same_bits(weights(tmp_path / "out"), weights(tiny / "model"))
+    finetune(replace(run, overwrite=True))
+
+
+def test_a_run_that_was_stopped_while_it_replaced_a_model_is_taken_up(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny / "model", tmp_path / "out")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.AdamW, "step", stop)
+        finetune(config(tiny, tmp_path / "out", overwrite=True))
+    finetune(config(tiny, tmp_path / "out", resume=True))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_does_not_replace_what_it_begins_with(tiny, tmp_path, overwrite):
+    model = shutil.copytree(tiny / "model", tmp_path / "model")
+    with pytest.raises(minift.InputError, match="model is the directory of the model to begin with"):
+        finetune(config(tiny, tmp_path / "other" / ".." / "model", model=str(model), overwrite=overwrite))
 
 
 def test_a_damaged_state_is_named(tiny, tmp_path, monkeypatch):
