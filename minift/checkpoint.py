@@ -16,6 +16,7 @@ the format's own library leaves its temporary files behind when killed and lets 
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import mmap
@@ -33,6 +34,20 @@ from minift.errors import InputError
 
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
+
+FORMATS = {
+    "transformers": (WEIGHTS,),
+    "transformers, in shards": (SHARDS, "model-*-of-*.safetensors"),
+    "minift": ("minift_part.json", "minift_part.safetensors"),
+    "PEFT": ("adapter_config.json", "adapter_model.safetensors"),
+    "AdapterHub": (
+        "adapter_config.json",
+        "adapter.safetensors",
+        "head_config.json",
+        "model_head.safetensors",
+    ),
+}
+"""The files that hold the weights of a model, or of a part of one, and what tells of the part; names, or patterns."""
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 INTEGERS = {f"{kind}{8 * width}": f"<{kind.lower()}{width}" for kind in "IU" for width in (8, 4, 2, 1)}
@@ -56,6 +71,12 @@ def open_file(path: Path) -> BufferedReader:
         raise InputError(f"{path}: this is a directory, a file was expected") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def sha256(path: Path) -> str:
+    """What tells this file's bytes from any others. Raises InputError, as `open_file` does."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -333,6 +354,27 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def files_of_model(directory: Path) -> set[str]:
+    """The names of the files there that hold a model or a part of one, in whatever format."""
+    patterns = {pattern for files in FORMATS.values() for pattern in files}
+    return {path.name for pattern in patterns for path in directory.glob(pattern)}
+
+
+def check_no_model(directory: Path) -> None:
+    """Raise InputError for a directory whose model would be lost."""
+    held = files_of_model(directory) | {path.name for path in directory.glob("config.json")}
+    if held:
+        raise InputError(
+            f"{directory} already holds a model ({', '.join(sorted(held))}); pass --overwrite to replace it"
+        )
+
+
+def remove_other_formats(directory: Path, written: str) -> None:
+    """Remove what holds a model in other formats than the one just `written`: `load` might read that instead."""
+    for name in files_of_model(directory) - set(FORMATS[written]):
+        (directory / name).unlink()
+
+
 def make_directory(path: Path) -> None:
     """Make the directory and those above it. Raises InputError where that fails."""
     try:
@@ -373,8 +415,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all. Raises InputError, as `replacing` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON, whole or not at all.
+
+    Raises InputError, as `replacing` does, and for NaN and infinity, which JSON does not have.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path}: not written: {error}") from None
+    write_text(path, text + "\n")
 
 
 def write_tensors(

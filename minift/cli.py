@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 from minift_kernels.ladder import RungError
 
+from minift import checkpoint
 from minift.data import Columns
 from minift.device import explaining_out_of_memory
 from minift.diagnosis.command import case_of_directory, case_of_script, examine
@@ -21,6 +22,7 @@ from minift.find_lr import RateSearch, find_lr, page
 from minift.generation import Sampling
 from minift.info import info
 from minift.load import load
+from minift.methods import part
 from minift.models.word_vectors import import_word2vec
 from minift.pretrain import PretrainingConfig, pretrain
 from minift.report import FILE as REPORT
@@ -137,6 +139,8 @@ class ImportVectors:
     file: tyro.conf.Positional[Path]
     out: Path
     """The directory to write."""
+    overwrite: bool = False
+    """Replace a model that the directory already holds."""
     pooling: Literal["mean", "convolution"] = "mean"
     """What makes a text of its words' vectors."""
 
@@ -149,6 +153,8 @@ class Merge:
     """What `minift finetune --method ...` wrote, or PEFT."""
     out: Path
     """The directory to write."""
+    overwrite: bool = False
+    """Replace a model that the directory already holds."""
 
 
 @dataclass(frozen=True)
@@ -266,9 +272,12 @@ def run_find_lr(config: RateSearch) -> None:
 
 def run_merge(options: Merge) -> None:
     """Write a plain model, with what its method trained added to the weights."""
+    if not options.overwrite:
+        checkpoint.check_no_model(options.out)
     model = load(options.directory)
     if model.method is None:
         raise InputError(f"{options.directory}: this is a plain model: there is nothing to merge")
+    part.check_place(model, options.out)
     model.method.unload(model)
     model.save(options.out)
     print(f"wrote {options.out}")
@@ -364,6 +373,8 @@ def run_step(options: Step) -> None:
 
 def run_import_vectors(options: ImportVectors) -> None:
     """Write a model directory from a file of word vectors."""
+    if not options.overwrite:
+        checkpoint.check_no_model(options.out)
     import_word2vec(options.file, options.out, options.pooling)
     print(f"wrote {options.out}")
 

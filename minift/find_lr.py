@@ -19,7 +19,7 @@ from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.optim import SCHEDULES, Schedule
-from minift.train import Beginning, TrainingConfig, begin
+from minift.train import Beginning, TrainingConfig, begin, warmup_steps
 
 PAGE = "find_lr.md"
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -84,9 +84,9 @@ def find_lr(config: RateSearch) -> FoundRate:
         raise InputError("find-lr needs --dev: the grid's rates are judged there")
     if config.steps < 10:
         raise InputError(f"steps is {config.steps}, expected 10 or more")
+    checkpoint.make_directory(config.out)  # what is wrong with it is said before minutes of training
     rates, losses = range_test(config)
     found = FoundRate(rates, losses, grid(lambda rate: dev_loss(config, rate)))
-    checkpoint.make_directory(config.out)
     checkpoint.write_text(config.out / PAGE, page(found))
     return found
 
@@ -95,7 +95,10 @@ def find_lr(config: RateSearch) -> FoundRate:
 
 
 def range_test(config: RateSearch) -> tuple[list[float], list[float]]:
-    """The rates from the lowest to the highest, evenly on a logarithmic scale, and the smoothed losses."""
+    """The rates from the lowest to the highest, evenly on a logarithmic scale, and the smoothed losses.
+
+    Raises InputError where the loss is no number before any step.
+    """
     ratio = (RATES[-1] / RATES[0]) ** (1 / (config.steps - 1))
     rates = [RATES[0] * ratio**step for step in range(config.steps)]
     start = begin(config)
@@ -108,6 +111,8 @@ def range_test(config: RateSearch) -> tuple[list[float], list[float]]:
         if not smoothed < EXPLODED * min(losses, default=math.inf):
             break
         losses.append(smoothed)
+    if not losses:
+        raise InputError(f"{config.model}: the loss of the first batch is {average}, before any step")
     return rates[: len(losses)], losses
 
 
@@ -129,7 +134,7 @@ def dev_loss(config: RateSearch, rate: float) -> float:
     """The loss on the dev set after a short fine-tuning at this rate, with its warm-up and schedule."""
     start = begin(config)
     schedule = SCHEDULES[config.schedule](
-        start.optimizer, config.steps, math.ceil(config.warmup * config.steps)
+        start.optimizer, config.steps, warmup_steps(config.warmup, config.steps)
     )
     schedule.base_rates = [base * rate / config.learning_rate for base in schedule.base_rates]
     schedule.set_step(0)
@@ -207,7 +212,7 @@ def verdict(found: FoundRate) -> str:
 
 def _table(rates: Sequence[float], losses: Sequence[float]) -> list[str]:
     finite = [loss for loss in losses if math.isfinite(loss)]
-    unit = 30 / max(finite, default=1.0)
+    unit = 30 / (max(finite, default=0.0) or 1.0)
     bars = ["█" * round(unit * loss) if math.isfinite(loss) else "no number" for loss in losses]
     lines = [
         f"| {rate:8.1e} | {loss:8.4f} | {bar:30} |"

@@ -1,12 +1,11 @@
 """Where a model's files are: in a directory, in an installed package, or on the Hugging Face hub."""
 
 import functools
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
 
-from minift.checkpoint import WEIGHTS, open_file
+from minift.checkpoint import WEIGHTS, sha256
 from minift.errors import InputError
 
 HUB_TIMEOUT = 10.0
@@ -81,8 +80,7 @@ def _minilm() -> Path:
 
 
 def _verify(path: Path, expected: str) -> None:
-    with open_file(path) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != expected:
         raise InputError(
             f"{path}: the sha256 of these weights is {found}, expected {expected}: install them again"

@@ -12,7 +12,7 @@ from minift.device import array_library, check_precision
 from minift.errors import InputError
 from minift.methods import part, saved
 from minift.models import architecture_of
-from minift.models.architecture import Architecture, initialize
+from minift.models.architecture import Architecture, ModelConfig, initialize
 from minift.nn import skip_init
 from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
@@ -80,9 +80,7 @@ def _load_whole(
     make = _task(task, labels, config_json, architecture)
     if max_length is not None and max_length > config.longest_text:
         raise InputError(f"max_length is {max_length}; {source} allows {config.longest_text} tokens")
-    tokenizer = Tokenizer.from_directory(directory, max_length)
-    tokenizer.max_length = min(tokenizer.max_length, config.longest_text)
-    tokenizer.check_vocabulary(config.vocab_size)
+    tokenizer = _tokenizer(directory, max_length, config)
     with skip_init():
         model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
     _restore_settings(model, config_json)
@@ -115,9 +113,20 @@ def _load_part(
     model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)
     _restore_settings(model, config)
     if (directory / "tokenizer.json").exists():
-        model.tokenizer = Tokenizer.from_directory(directory, max_length)
+        model.tokenizer = _tokenizer(directory, max_length, model.config)
     saved.read(model, description, directory)
     return model
+
+
+def _tokenizer(directory: Path, max_length: int | None, config: ModelConfig) -> Tokenizer:
+    """The directory's tokenizer, which cuts texts to the model's longest.
+
+    Raises InputError where it makes ids that the model does not know.
+    """
+    tokenizer = Tokenizer.from_directory(directory, max_length)
+    tokenizer.max_length = min(tokenizer.max_length, config.longest_text)
+    tokenizer.check_vocabulary(config.vocab_size)
+    return tokenizer
 
 
 def _name_of(make: type[TaskModel]) -> str:

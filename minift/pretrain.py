@@ -21,7 +21,7 @@ from minift.models.llama import LlamaConfig
 from minift.tasks import TASKS
 from minift.tasks.documents import Documents
 from minift.tokenizer import BERT_SPECIAL_TOKENS, Tokenizer
-from minift.train import TrainingConfig, finetune
+from minift.train import TrainingConfig, check_directory, finetune
 
 START = "start"
 """The directory, in the one that is written, of the model before its training."""
@@ -78,6 +78,8 @@ def pretrain(config: PretrainingConfig) -> dict:
             raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
     if config.width % config.heads:
         raise InputError(f"width {config.width} is no multiple of heads {config.heads}")
+    for directory in (config.out, config.out / START):
+        check_directory(directory, config.overwrite)
     architecture = MODELS[config.family]
     task = "fill-mask" if "MaskedLM" in architecture.heads else "text-generation"
     random.manual_seed(config.seed)

@@ -11,6 +11,8 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
+import numpy as np
+
 from minift import checkpoint, random, training_state
 from minift.cuda_graph import GraphedPass, plain_pass
 from minift.data import Batch, Columns
@@ -135,11 +137,12 @@ def begin(config: TrainingConfig) -> Beginning:
         precision=config.precision,
     )
     model.label_smoothing = config.label_smoothing
+    # Before any text is cut: a method may need room in front of it.
+    method = apply_method(model, config.method, **parse_options(config.method_options))
     model.prepare(train_set)
     if dev_set is not None:
         # A label that training does not know is found now, not at the end.
         model.batches(dev_set, config.batch_size)
-    method = apply_method(model, config.method, **parse_options(config.method_options))
     optimizer = AdamW(method.parameter_groups(model, config.learning_rate, config.weight_decay))
     return Beginning(model, method, optimizer, train_set, dev_set)
 
@@ -156,15 +159,16 @@ def finetune(
     The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
     examples and seconds on the dev set, before and after), train_log.jsonl (one line a step) and report.html, which is
     also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss
-    stops being a number.
+    or a weight stops being a number.
     """
     from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
 
-    _check_directory(config)
+    _check_not_the_model(config)
+    check_directory(config.out, config.overwrite, config.resume)
     model, method, optimizer, train_set, dev_set = begin(config)
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    schedule = SCHEDULES[config.schedule](optimizer, total_steps, math.ceil(config.warmup * total_steps))
+    schedule = SCHEDULES[config.schedule](optimizer, total_steps, warmup_steps(config.warmup, total_steps))
 
     run_pass = GraphedPass(model) if config.device == "cuda" else partial(plain_pass, model)
     movement = Movement(model, total_steps)
@@ -204,14 +208,19 @@ def finetune(
             after_epoch(model, epoch + 1)
 
         bar.close()
-        model.save(config.out)
+        _check_last_update(model, progress.step)
         after = None
         if dev_set is not None:
             after, predictions = examine(model, dev_set, config.batch_size)
+            if not math.isfinite(after["loss"]):
+                raise DivergedError(
+                    f"the loss on the dev set became {after['loss']}. Try a lower learning rate"
+                )
             report.after = report.judged(after, predictions)
             report.write()
             if board is not None:
                 board.judge(after, progress.step)
+        model.save(config.out)
         metrics = {
             "before": progress.before,
             "after": after,
@@ -223,6 +232,11 @@ def finetune(
         checkpoint.write_json(config.out / METRICS, metrics)
         training_state.forget(config.out)
     return metrics
+
+
+def warmup_steps(share: float, total_steps: int) -> int:
+    """How many steps the warm-up has; never all of them, since it begins at 0 and a run of one step must train."""
+    return min(math.ceil(share * total_steps), total_steps - 1)
 
 
 class Journal(NamedTuple):
@@ -309,12 +323,24 @@ def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_befor
     raise DivergedError(f"step {step}: the loss became {loss}, and was a number when computed again")
 
 
+def _check_last_update(model: TaskModel, step: int) -> None:
+    """Raise DivergedError where a weight is no number: no further step comes, whose loss would show it."""
+    for name, parameter in model.named_parameters():
+        if not np.isfinite(parameter.numpy()).all():
+            raise DivergedError(f"step {step}: its update made {name} no number. Try a lower learning rate")
+
+
 def _options(config: TrainingConfig, train_set: Examples) -> dict:
-    """What must be the same for a run to go on: all but where it is written and how often it is saved."""
+    """What must be the same for a run to go on: all but where it is written and how often it is saved.
+
+    What the files hold belongs to it: of the dev file, too, whose score before is set beside the one after.
+    """
     options = json.loads(json.dumps(asdict(config), default=str))  # as it will be read back
     for name in ASIDE:
         del options[name]
-    return {**options, "examples": len(train_set)}
+    files = {"train": config.train, "dev": config.dev}
+    hashes = {f"{name}_sha256": checkpoint.sha256(path) for name, path in files.items() if path is not None}
+    return {**options, "examples": len(train_set), **hashes}
 
 
 def _check_options(config: TrainingConfig) -> None:
@@ -342,12 +368,27 @@ def _check_options(config: TrainingConfig) -> None:
         raise InputError(f"label_smoothing: {config.task} has none; these tasks have it: {smoothing}")
 
 
-def _check_directory(config: TrainingConfig) -> None:
-    """Raise InputError for a directory whose run would be lost."""
-    held = [name for name in (METRICS, training_state.FILE) if (config.out / name).exists()]
-    if held == [METRICS] and config.resume and not config.overwrite:
-        raise InputError(f"{config.out} holds a finished run; pass --overwrite to begin it anew")
-    if held and not (config.resume or config.overwrite):
-        raise InputError(
-            f"{config.out} already holds a run ({', '.join(held)}); pass --resume or --overwrite"
-        )
+def check_directory(out: Path, overwrite: bool, resume: bool = False) -> None:
+    """Raise InputError for a directory whose run, or whose model, would be lost."""
+    if overwrite:
+        return
+    held = [name for name in (METRICS, training_state.FILE) if (out / name).exists()]
+    if held == [METRICS] and resume:
+        raise InputError(f"{out} holds a finished run; pass --overwrite to begin it anew")
+    if held and not resume:
+        advice = "--resume or --overwrite" if training_state.FILE in held else "--overwrite"
+        raise InputError(f"{out} already holds a run ({', '.join(held)}); pass {advice}")
+    # With a log alone, a run was stopped before its first state; a model that lies there was given up to that run.
+    stopped = resume and (out / LOG).exists()
+    if not held and not stopped:
+        checkpoint.check_no_model(out)
+
+
+def _check_not_the_model(config: TrainingConfig) -> None:
+    """Raise InputError where the run would write to the directory of the model that it begins with.
+
+    A method's part needs that model as it is, and so does a run that goes on after it was stopped.
+    """
+    model = Path(config.model).expanduser()
+    if model.is_dir() and model.resolve() == config.out.resolve():
+        raise InputError(f"{config.out} is the directory of the model to begin with; choose another to write")

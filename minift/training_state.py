@@ -81,6 +81,11 @@ def restore(directory: Path, options: dict, model: Module, optimizer: AdamW) -> 
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: this is no training state of this version of minift: {error!r}") from None
     for name, value in options.items():
+        if name not in state["options"]:
+            raise InputError(
+                f"{path}: an earlier version of minift wrote this, which did not keep {name}; "
+                "pass --overwrite to begin the run anew"
+            )
         if state["options"].get(name) != value:
             raise InputError(
                 f"{path}: the run was begun with {name} = {state['options'].get(name)!r}, not {value!r}"

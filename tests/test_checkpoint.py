@@ -416,6 +416,13 @@ def test_an_unwritable_folder_is_one_clear_error(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["config.json", "file"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_has_no_such_number(tmp_path, value):
+    with pytest.raises(InputError, match=r"metrics.json: not written: Out of range float values"):
+        write_json(tmp_path / "metrics.json", {"loss": value})
+    assert not os.listdir(tmp_path)
+
+
 def test_a_view_outlives_the_file_it_was_read_from(tmp_path):
     path = tmp_path / "model.safetensors"
     writes(path, 1)

@@ -3,9 +3,21 @@
 import math
 
 import pytest
+from tiny import rows, write_tsv
 
 import minift
-from minift.find_lr import RATES, FoundRate, RateSearch, dev_loss, find_lr, grid, page, range_test, verdict
+from minift.find_lr import (
+    PAGE,
+    RATES,
+    FoundRate,
+    RateSearch,
+    dev_loss,
+    find_lr,
+    grid,
+    page,
+    range_test,
+    verdict,
+)
 
 STEPS_PER_EPOCH = 10
 
@@ -71,6 +83,27 @@ def test_it_suggests_only_what_both_say(range_rate, grid_rate, suggestion, said)
 
 def test_a_rate_that_leaves_the_numbers_is_the_worst(tiny, tmp_path, compiled):
     assert dev_loss(search(tiny, tmp_path, max_grad_norm=1e30), 1e30) == math.inf
+
+
+def test_out_is_looked_at_before_any_run(tiny, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(minift.InputError, match="file: cannot be made a directory"):
+        find_lr(search(tiny, tmp_path / "file", model="no model, so no run"))
+
+
+def test_a_loss_that_is_zero_throughout(tiny, tmp_path, compiled):
+    one = write_tsv(tmp_path / "one.tsv", [(text, "positive") for text, _ in rows(20, seed=1)])
+    found = find_lr(search(tiny, tmp_path, model=str(tiny / "body"), train=one, dev=one, steps=10))
+    assert set(found.grid.values()) == {0.0} and found.suggestion is None
+    assert "never fell" in (tmp_path / PAGE).read_text()
+
+
+def test_a_model_that_is_no_number_from_the_start(tiny, tmp_path, compiled):
+    model = minift.load(tiny / "model")
+    model.classifier.weight.data[:] = math.nan
+    model.save(tmp_path / "model")
+    with pytest.raises(minift.InputError, match="model: the loss of the first batch is nan, before any step"):
+        range_test(search(tiny, tmp_path, model=str(tmp_path / "model")))
 
 
 def test_the_command_line(tiny, tmp_path, capsys, compiled):

@@ -12,6 +12,7 @@ from minift.models.architecture import initialize
 from minift.pretrain import PretrainingConfig, learn_tokenizer, new_shape
 from minift.tasks.instruction_tuning import Instructions, InstructionTuning
 from minift.tasks.text_generation import TextGeneration
+from minift.train import TrainingConfig
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .:#\nIR>"
 CHAT = (
@@ -141,3 +142,16 @@ def test_tuning_a_small_model_on_a_task_of_its_size(model, tmp_path, capsys):
     right = [tuned.generate([f"say {letter}"], 5) == [letter] for letter in letters]
     assert np.mean(right) == metrics["after"]["exact_match"]
     assert type(minift.load(tmp_path / "out", "text-generation")) is TextGeneration
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_conversations_leave_room_for_what_stands_in_front(model, method, tmp_path):
+    model.save(tmp_path / "model")
+    path = write(tmp_path / "train.jsonl", [{"instruction": "say it", "output": "abc" * 40}])
+    config = TrainingConfig(
+        model=str(tmp_path / "model"), task="instruction-tuning", train=path, dev=path, out=tmp_path / "out",
+        epochs=1, method=method, method_options=("tokens=4",),
+    )  # fmt: skip
+    told = minift.finetune(config)["after"]
+    found = minift.evaluate(minift.load(tmp_path / "out"), Instructions(path))
+    assert found["loss"] == pytest.approx(told["loss"], rel=1e-6)

@@ -17,6 +17,7 @@ from minift.models.architecture import initialize
 from minift.pretrain import PretrainingConfig, learn_tokenizer, new_shape
 from minift.tasks import TASKS
 from minift.tasks.documents import Documents
+from minift.train import TrainingConfig
 
 TEXT = "the cat sat on the mat. a dog ate the cat's food! who let it in?\n" * 3
 SIZE = dict(layers=2, heads=2, width=16, context=24, tokens="characters")
@@ -205,6 +206,24 @@ def test_fillings_come_for_every_mask(tmp_path):
         model.predict(["the cat"])
 
 
+# ---- With vectors in front of every block ----
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_blocks_leave_room_for_what_stands_in_front(family, method, tmp_path):
+    model = make(family, tmp_path)
+    model.save(tmp_path / "model")
+    text, task = tmp_path / "text.txt", "fill-mask" if family == "bert" else "text-generation"
+    config = TrainingConfig(
+        model=str(tmp_path / "model"), task=task, train=text, dev=text, out=tmp_path / "out", epochs=1,
+        method=method, method_options=("tokens=4",),
+    )  # fmt: skip
+    told = minift.finetune(config)["after"]
+    found = minift.evaluate(minift.load(tmp_path / "out", task), Documents(text))
+    assert found["loss"] == pytest.approx(told["loss"], rel=1e-6)
+
+
 # ---- From nothing ----
 
 
@@ -227,6 +246,20 @@ def test_pretraining_learns_and_leaves_a_checkpoint(family, tokens, tmp_path, ca
     train = write_tsv(tmp_path / "train.tsv", rows(8, seed=0))
     more = ["--train", str(train), "--out", str(tmp_path / "more"), "--max-length", "16", "--epochs", "1"]
     assert main(["finetune", "--model", str(out), *more]) == 0
+
+
+@pytest.mark.parametrize("held", ["metrics.json", "config.json", "start/config.json"])
+def test_pretraining_replaces_nothing_by_mistake(held, tmp_path, capsys):
+    make("gpt2", tmp_path).save(tmp_path / "out" / "start")
+    kept = (tmp_path / "out" / "start" / checkpoint.WEIGHTS).read_bytes()
+    (tmp_path / "out" / held).touch()
+    paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    shape = "--layers 1 --heads 2 --width 16 --context 24 --tokens characters".split()
+    assert main(["pretrain", *paths, *shape]) == 2
+    error = capsys.readouterr().err
+    assert "already holds a " in error and "pass --overwrite" in error and "--resume" not in error
+    assert (tmp_path / "out" / "start" / checkpoint.WEIGHTS).read_bytes() == kept
+    assert main(["pretrain", *paths, *shape, "--overwrite"]) == 0
 
 
 def test_shapes_that_cannot_be(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The methods: what each trains moves, what it freezes stays to the bit, and what it saves is all that is needed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,43 @@ def test_what_it_saves_is_the_trained_model(model, tmp_path, name):
         for file in tmp_path.glob("part/*.safetensors"):
             assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
             assert file.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("earlier", ["full", "bitfit", "lora", "houlsby"])
+@pytest.mark.parametrize("later", ["full", "bitfit", "lora", "houlsby"])
+def test_what_is_saved_over_another_format_is_what_is_loaded(tiny, tmp_path, earlier, later):
+    for name in (earlier, later):
+        model = minift.load(tiny / "model")
+        train(model, minift.apply_method(model, name, **OPTIONS.get(name, {})))
+        model.save(tmp_path / "out")
+    model.save(tmp_path / "alone")
+    loaded = minift.load(tmp_path / "out").eval()
+    np.testing.assert_array_equal(loaded(list(TEXTS)).data, model.eval()(list(TEXTS)).data)
+    assert names(tmp_path / "out") == names(tmp_path / "alone")
+
+
+def test_shards_do_not_outlive_the_model_that_replaces_them(model, tmp_path):
+    for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    model.save(tmp_path)
+    assert names(tmp_path) == {
+        "config.json", "model.safetensors", "notes.txt", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+
+
+def names(directory) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["bitfit", "lora", "houlsby"])
+def test_a_part_does_not_take_the_place_of_its_base_model(tiny, tmp_path, name):
+    base = shutil.copytree(tiny / "model", tmp_path / "base")
+    model = minift.load(base)
+    minift.apply_method(model, name, **OPTIONS.get(name, {}))
+    with pytest.raises(minift.InputError, match="not written: this is the base model's own directory"):
+        model.save(tmp_path / "other" / ".." / "base")
+    assert names(base) == names(tiny / "model")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -270,6 +308,20 @@ def test_parts_that_minift_cannot_have(model, tmp_path, changes, message):
         minift.load(tmp_path)
 
 
+def test_a_part_with_a_tokenizer_of_its_own_is_held_to_its_base_model(model, tmp_path):
+    minift.apply_method(model, "lora")
+    model.save(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", model_max_length=10**30)  # transformers' word for no maximum
+    longest = model.config.longest_text
+    assert minift.load(tmp_path).encode("good " * 2 * longest).tokens == longest
+
+    words = json.loads((tmp_path / "tokenizer.json").read_text())
+    words["model"]["vocab"]["excellent"] = model.config.vocab_size
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(minift.InputError, match=r"makes ids up to 26, the model knows those up to 25"):
+        minift.load(tmp_path)
+
+
 # ---- Making a plain model of it ----
 
 
@@ -282,3 +334,20 @@ def test_merge_writes_a_plain_model(model, tmp_path, run):
     np.testing.assert_allclose(whole(list(TEXTS)).data, model.eval()(list(TEXTS)).data, atol=1e-5)
     status, _, error = run("merge", tmp_path / "whole", "--out", tmp_path / "again")
     assert status == 2 and "this is a plain model: there is nothing to merge" in error
+
+
+def test_merge_replaces_a_model_only_where_it_is_told_to(tiny, tmp_path, run):
+    base = shutil.copytree(tiny / "model", tmp_path / "base")
+    model = minift.load(base)
+    train(model, minift.apply_method(model, "lora", rank=2))
+    part = tmp_path / "part"
+    model.save(part)
+    status, _, error = run("merge", part, "--out", part)
+    assert (
+        status == 2 and "part already holds a model (adapter_config.json, adapter_model.safetensors" in error
+    )
+    status, _, error = run("merge", part, "--out", base, "--overwrite")
+    assert status == 2 and "base: not written: this is the base model's own directory" in error
+    np.testing.assert_array_equal(minift.load(part).eval()(list(TEXTS)).data, model.eval()(list(TEXTS)).data)
+    assert run("merge", part, "--out", part, "--overwrite")[0] == 0
+    assert minift.load(part).method is None

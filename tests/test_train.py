@@ -1,6 +1,7 @@
 """Fine-tuning: it learns, it repeats itself, it survives, and what is frozen costs nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from tiny import CONFIG, make_model, rows, write_tsv
 
 import minift
 from minift import checkpoint, train, training_state
+from minift.errors import DivergedError
 from minift.train import TrainingConfig, finetune
 
 
@@ -128,9 +130,9 @@ def test_a_finished_run_is_not_begun_anew_by_resuming(tiny, tmp_path):
         finetune(config(tiny, tmp_path / "out", resume=True))
 
 
-def stopped_run(tiny, out, monkeypatch) -> TrainingConfig:
+def stopped_run(tiny, out, monkeypatch, **changes) -> TrainingConfig:
     """A run that wrote its state at step 2 and stopped."""
-    begun = config(tiny, out, save_every=2)
+    begun = config(tiny, out, save_every=2, **changes)
     with monkeypatch.context() as patch:
         real = training_state.save
 
@@ -150,6 +152,27 @@ def test_a_run_cannot_go_on_with_other_options(tiny, tmp_path, monkeypatch):
         finetune(replace(begun, resume=True, learning_rate=0.1))
 
 
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_a_run_cannot_go_on_with_other_data(tiny, tmp_path, monkeypatch, role):
+    path = write_tsv(tmp_path / "data.tsv", rows(20, seed=1))
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch, **{role: path})
+    other = {"negative": "positive", "positive": "negative"}
+    write_tsv(path, [(text, other[label]) for text, label in rows(20, seed=1)])
+    with pytest.raises(minift.InputError, match=rf"begun with {role}_sha256 = '\w+', not '\w+'"):
+        finetune(replace(begun, resume=True))
+
+
+def test_a_state_of_an_earlier_version_is_named(tiny, tmp_path, monkeypatch):
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
+    path = begun.out / training_state.FILE
+    tensors = checkpoint.read_safetensors(path)
+    state = json.loads(tensors.metadata["state"])
+    del state["options"]["train_sha256"]
+    checkpoint.write_tensors(path, dict(tensors), {"state": json.dumps(state)})
+    with pytest.raises(minift.InputError, match=r"did not keep train_sha256; pass --overwrite to begin"):
+        finetune(replace(begun, resume=True))
+
+
 def test_a_run_is_not_lost_by_mistake(tiny, tmp_path, monkeypatch):
     begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
     with pytest.raises(minift.InputError, match=r"already holds a run.*--resume or --overwrite"):
@@ -157,6 +180,37 @@ def test_a_run_is_not_lost_by_mistake(tiny, tmp_path, monkeypatch):
     finetune(replace(begun, overwrite=True))
     with pytest.raises(minift.InputError, match="already holds a run"):
         finetune(begun)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_is_not_lost_by_mistake(tiny, tmp_path, resume):
+    shutil.copytree(tiny / "model", tmp_path / "out")
+    run = config(tiny, tmp_path / "out", resume=resume, epochs=1)
+    with pytest.raises(
+        minift.InputError, match=r"holds a model \(config.json, model.safetensors\); pass --overwrite"
+    ):
+        finetune(run)
+    assert_same_bits(weights(tmp_path / "out"), weights(tiny / "model"))
+    finetune(replace(run, overwrite=True))
+
+
+def test_a_run_that_was_stopped_while_it_replaced_a_model_is_taken_up(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny / "model", tmp_path / "out")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.AdamW, "step", stop)
+        finetune(config(tiny, tmp_path / "out", overwrite=True))
+    finetune(config(tiny, tmp_path / "out", resume=True))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_does_not_replace_what_it_begins_with(tiny, tmp_path, overwrite):
+    model = shutil.copytree(tiny / "model", tmp_path / "model")
+    with pytest.raises(minift.InputError, match="model is the directory of the model to begin with"):
+        finetune(config(tiny, tmp_path / "other" / ".." / "model", model=str(model), overwrite=overwrite))
 
 
 def test_a_damaged_state_is_named(tiny, tmp_path, monkeypatch):
@@ -177,6 +231,22 @@ def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rate", "dev", "message"),
+    [
+        (1e39, True, "step 1: its update made .* no number. Try a lower learning rate"),
+        (1e39, False, "step 1: its update made .* no number. Try a lower learning rate"),
+        (1e30, True, "the loss on the dev set became (nan|inf). Try a lower learning rate"),
+    ],
+)
+def test_a_last_update_that_leaves_the_numbers_is_no_success(tiny, tmp_path, rate, dev, message):
+    one_step = config(tiny, tmp_path / "out", epochs=1, batch_size=100, learning_rate=rate)
+    with np.errstate(all="ignore"), pytest.raises(DivergedError, match=message):
+        finetune(one_step if dev else replace(one_step, dev=None))
+    assert not (tmp_path / "out" / checkpoint.WEIGHTS).exists()
+    assert not (tmp_path / "out" / train.METRICS).exists()
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
@@ -190,6 +260,15 @@ def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
 def test_options_out_of_range(tiny, tmp_path, changes, message):
     with pytest.raises(minift.InputError, match=message):
         finetune(config(tiny, tmp_path / "out", **changes))
+
+
+@pytest.mark.parametrize("warmup", [0.1, 1.0])
+def test_a_run_of_one_step_trains(tiny, tmp_path, warmup):
+    finetune(config(tiny, tmp_path / "out", dev=None, epochs=1, batch_size=100, warmup=warmup))
+    [line] = log_lines(tmp_path / "out")
+    assert line["learning_rate"] == 3e-3
+    before, after = weights(tiny / "model"), weights(tmp_path / "out")
+    assert (before["classifier.weight"] != after["classifier.weight"]).any()
 
 
 def test_truncated_texts_are_counted(tiny, tmp_path):

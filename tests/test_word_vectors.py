@@ -101,3 +101,16 @@ def test_broken_files(content, message, tmp_path, capsys):
     (tmp_path / "v.txt").write_text(content)
     assert main(["import-vectors", str(tmp_path / "v.txt"), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_is_replaced_only_where_it_is_told_to(tmp_path, capsys):
+    write_vectors(tmp_path / "vectors.txt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter_config.json").write_text(
+        "{}"
+    )  # another model, which would be loaded instead
+    command = ["import-vectors", str(tmp_path / "vectors.txt"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "out already holds a model (adapter_config.json); pass --overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    minift.load(tmp_path / "out", labels=["a", "b"])

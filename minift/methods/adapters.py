@@ -26,10 +26,7 @@ from minift.nn import LayerNorm, Linear, Module, ModuleList, Parameter
 from minift.tasks.task_model import TaskModel
 from minift.tensor import Tensor
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter.safetensors"
-HEAD_CONFIG = "head_config.json"
-HEAD_WEIGHTS = "model_head.safetensors"
+CONFIG, WEIGHTS, HEAD_CONFIG, HEAD_WEIGHTS = checkpoint.FORMATS["AdapterHub"]
 NAME = "minift"
 """What the adapter is called in the keys of its weights; AdapterHub wants a name, and any will do."""
 
@@ -123,6 +120,7 @@ class Bottleneck(Method):
 
     def save(self, model: TaskModel, directory: Path) -> None:
         adapters, head = self.inserted(model), head_parameters(model)
+        part.check_place(model, directory)
         part.check_complete(model, adapters | head, directory / WEIGHTS)
         model.save_description(directory)
         checkpoint.write_tensors(directory / WEIGHTS, part.tensors(adapters))
@@ -139,6 +137,7 @@ class Bottleneck(Method):
         labels = {label: index for index, label in enumerate(model.labels or ())}
         head_entries = {"config": None, "label2id": labels, "name": None, "num_labels": model.outputs}
         checkpoint.write_json(directory / HEAD_CONFIG, {**head_entries, **about})
+        checkpoint.remove_other_formats(directory, "AdapterHub")
 
     @classmethod
     def from_hub(cls, entries: Mapping[str, Any]) -> Self:

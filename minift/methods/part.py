@@ -21,8 +21,7 @@ from minift.methods.method import Method, head_parameters
 from minift.nn import Parameter
 from minift.tasks.task_model import TaskModel
 
-DESCRIPTION = "minift_part.json"
-WEIGHTS = "minift_part.safetensors"
+DESCRIPTION, WEIGHTS = checkpoint.FORMATS["minift"]
 
 
 def save(method: Method, model: TaskModel, directory: Path) -> None:
@@ -35,13 +34,15 @@ def save(method: Method, model: TaskModel, directory: Path) -> None:
         "base_model_name_or_path": model.source,
     }
     checkpoint.write_json(directory / DESCRIPTION, description)
+    checkpoint.remove_other_formats(directory, "minift")
 
 
 def write(model: TaskModel, path: Path, part: Mapping[str, Parameter], key_of: Callable[[str], str]) -> None:
     """Write a part of the model, each parameter under `key_of` its name, and the model's description beside it.
 
-    Raises InputError as `check_complete` does.
+    Raises InputError as `check_place` and `check_complete` do.
     """
+    check_place(model, path.parent)
     check_complete(model, part, path)
     model.save_description(path.parent)
     checkpoint.write_tensors(path, tensors({key_of(name): each for name, each in part.items()}))
@@ -50,6 +51,15 @@ def write(model: TaskModel, path: Path, part: Mapping[str, Parameter], key_of: C
 def tensors(parameters: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
     """The parameters' values, as they are written."""
     return {key: each.numpy().astype(np.float32) for key, each in parameters.items()}
+
+
+def check_place(model: TaskModel, directory: Path) -> None:
+    """Raise InputError for the directory of the base model: its weights, which the part needs, would not stay there."""
+    if str(directory.resolve()) == model.source:
+        raise InputError(
+            f"{directory}: not written: this is the base model's own directory, which the part needs as it is; "
+            "choose another"
+        )
 
 
 def check_complete(model: TaskModel, part: Mapping[str, Parameter], path: Path) -> None:

@@ -15,8 +15,7 @@ from minift.methods import part
 from minift.methods.method import Method, head_parameters
 from minift.tasks.task_model import TaskModel
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = checkpoint.FORMATS["PEFT"]
 
 TASK_TYPES = {
     "SequenceClassification": "SEQ_CLS",
@@ -61,6 +60,7 @@ class PeftMethod(Method):
             **self.peft_config(model),
         }
         checkpoint.write_json(directory / CONFIG, config)
+        checkpoint.remove_other_formats(directory, "PEFT")
 
 
 def _module_of(name: str, model: TaskModel) -> str:

@@ -203,3 +203,4 @@ def import_word2vec(path: Path, out: Path, pooling: str = "mean") -> None:
     key = f"{ARCHITECTURE.body_name}.word_embeddings.weight"
     checkpoint.write_tensors(out / checkpoint.WEIGHTS, {key: table})
     checkpoint.write_json(out / "config.json", {"model_type": ARCHITECTURE.model_type, **vars(config)})
+    checkpoint.remove_other_formats(out, "transformers")

@@ -243,7 +243,8 @@ class TaskModel(Module):
     def save(self, directory: str | Path) -> None:
         """Write a directory that `minift.load` reads: the whole model, or what its method trains, with the head.
 
-        Every file appears whole or not at all. Raises InputError where the directory cannot be written.
+        Every file appears whole or not at all; a model that the directory held in another format is then removed.
+        Raises InputError where the directory cannot be written, or is that of the base model of what is saved.
         """
         directory = Path(directory)
         checkpoint.make_directory(directory)
@@ -257,6 +258,7 @@ class TaskModel(Module):
         tensors = {name: parameter.numpy().astype(np.float32) for name, parameter in self.named_parameters()}
         checkpoint.write_tensors(directory / checkpoint.WEIGHTS, tensors)
         self.save_description(directory)
+        checkpoint.remove_other_formats(directory, "transformers")
 
     def save_description(self, directory: Path) -> None:
         """Write what the directory of a model, or of a part of one, holds beside weights: tokenizer and config.json."""
