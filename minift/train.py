@@ -102,7 +102,7 @@ class TrainingConfig:
     pair_column: str | None = None
     """The column of the second text of a pair; `sentence2`, if there is one, if not given."""
     label_column: str | None = None
-    """The column of the label; `label` if not given."""
+    """The column of the label; `label`, or what the task calls it (`labels`, `score`), if not given."""
 
 
 class Beginning(NamedTuple):
@@ -209,6 +209,7 @@ def finetune(
 
         bar.close()
         _check_last_update(model, progress.step)
+        model.save(config.out)
         after = None
         if dev_set is not None:
             after, predictions = examine(model, dev_set, config.batch_size)
@@ -220,7 +221,6 @@ def finetune(
             report.write()
             if board is not None:
                 board.judge(after, progress.step)
-        model.save(config.out)
         metrics = {
             "before": progress.before,
             "after": after,
