@@ -25,7 +25,7 @@ from minift_kernels.arrays import array_namespace
 
 from minift.checkpoint import open_file
 from minift.errors import InputError
-from minift.tokenizer import Encoding, Text, Tokenizer
+from minift.tokenizer import Encoding, Text, Tokenizer, check_characters
 
 log = logging.getLogger("minift")
 
@@ -242,8 +242,7 @@ class Dataset:
             text = self._value(row, name, number)
             if not isinstance(text, str):
                 raise self.error(number, f"{name!r} was to be a text, found {json.dumps(text)[:60]}")
-            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise self.error(number, f"{name!r} holds half of a surrogate pair, which is no character")
+            check_characters(text, f"{self.path}, line {number}: {name!r}")
             texts.append(text)
         return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 

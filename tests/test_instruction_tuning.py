@@ -112,6 +112,10 @@ def test_long_instructions_are_left_out_and_long_responses_cut(model, tmp_path, 
             "line 2: messages were to be a list of objects with a role and a content",
         ),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: the last of two or more messages"),
+        (
+            '{"instruction": "a \\ud800", "output": "b"}',
+            r"line 2: a text holds '\\ud800', which is no character",
+        ),
     ],
 )
 def test_broken_lines(line, message, tmp_path):

@@ -14,6 +14,7 @@ from minift.errors import InputError
 from minift.models.architecture import Architecture
 from minift.tasks.documents import TextScore, batch_of_tokens, share_within
 from minift.tasks.text_generation import TextGeneration
+from minift.tokenizer import check_characters
 
 log = logging.getLogger("minift")
 
@@ -36,6 +37,8 @@ class Instructions:
             for line in lines:
                 if line.strip():
                     self.conversations.append(self._read(line, lines.number - 1))
+                    for message in self.conversations[-1]:
+                        check_characters(message["content"], f"{path}, line {lines.number - 1}: a text")
         if not self.conversations:
             raise InputError(f"{path}: the file is empty")
         self.examples: list[tuple[np.ndarray, np.ndarray]] = []
