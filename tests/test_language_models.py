@@ -82,6 +82,20 @@ def test_a_prompt_at_the_maximum_length_is_one_clear_error(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(TEXT[:23])
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--prompt", "a", "--seed", "-1"], "seed is -1, expected 0 or more"),
+        (["--prompt", "a", "--temperature", "nan"], "temperature is nan, expected 0 or more"),
+        (["--prompt", "\udcff"], "the text '\\udcff' holds '\\udcff', which is no character"),
+    ],
+)
+def test_options_of_generate(option, message, tmp_path, capsys):
+    make("gpt2", tmp_path).save(tmp_path / "model")
+    assert main(["generate", str(tmp_path / "model"), *option]) == 2
+    assert capsys.readouterr().err.startswith(f"minift: {message}")
+
+
 def test_what_is_drawn_from():
     logits = np.log([[0.5, 0.1, 0.3, 0.1]])
     np.testing.assert_allclose(Sampling(1.0).probabilities(logits), [[0.5, 0.1, 0.3, 0.1]])
@@ -95,7 +109,17 @@ def test_what_is_drawn_from():
     np.testing.assert_allclose(np.bincount(drawn) / 2000, [0.5, 0.1, 0.3, 0.1], atol=0.03)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+    ],
+)
 def test_sampling_out_of_range(wrong):
     [(name, value)] = wrong.items()
     with pytest.raises(minift.InputError, match=f"{name} is {value}, expected"):
