@@ -253,9 +253,10 @@ class Dataset:
         """
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(number, f"label was to be a string or a number, found {json.dumps(value)[:60]}")
-        if not str(value).strip():
+        label = str(value).strip()  # a space that nobody sees is no other class
+        if not label:
             raise self.error(number, "the label is empty")
-        return str(value)
+        return label
 
     def _value(self, row: dict[str, Any], name: str, number: int) -> Any:
         if name not in row:  # only JSON objects can differ from row to row

@@ -99,6 +99,21 @@ def test_labels_are_integers_where_all_are(tmp_path, written, labels):
     assert [str(dataset[i][1]) for i in range(len(written))] == written
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_spaces_around_a_label_make_no_other_class(tmp_path, name):
+    written = ["pos", "pos ", " pos", "neg\u00a0"]
+    if name == "a.jsonl":
+        content = "".join(json.dumps({"text": "x", "label": label}) + "\n" for label in written)
+    else:
+        separator = "\t" if name == "a.tsv" else ","
+        content = "".join(
+            f"{text}{separator}{label}\n"
+            for text, label in [("text", "label"), *(("x", label) for label in written)]
+        )
+    dataset = Dataset(write(tmp_path, name, content))
+    assert dataset.labels == ["neg", "pos"] and dataset.label_ids(["neg", "pos"]).tolist() == [1, 1, 1, 0]
+
+
 # ---- Labels of the model ----
 
 
