@@ -319,6 +319,19 @@ class Dataset:
         return number
 
 
+class SingleTexts(Dataset):
+    """A `Dataset` for tasks that know no pairs: raises InputError where the columns are those of a pair."""
+
+    def _choose_text(self, names: list[str], text_column: str | None, pair_column: str | None) -> list[str]:
+        chosen = super()._choose_text(names, text_column, pair_column)
+        if len(chosen) > 1:
+            raise InputError(
+                f"{self.path}: one text a row was expected, found two, {' and '.join(map(repr, chosen))}; "
+                f"choose one with --text-column {chosen[0]}"
+            )
+        return chosen
+
+
 def _is_integer(label: str) -> bool:
     """Whether the text is how an integer is written, so that none is lost by reading it as one: 1, not 01."""
     digits = label.removeprefix("-")

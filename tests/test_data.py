@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_vocabulary import write_vocabulary
 
-from minift.data import Dataset, batches, pack, shuffled
+from minift.data import Dataset, SingleTexts, batches, pack, shuffled
 from minift.errors import InputError
 from minift.tokenizer import Encoding, Tokenizer
 
@@ -59,6 +59,17 @@ def test_a_quoted_csv_field_may_hold_line_breaks(tmp_path):
 def test_pairs(tmp_path):
     dataset = Dataset(write(tmp_path, "a.tsv", "sentence1\tsentence2\tlabel\ngood\tbad\t1\n"))
     assert dataset[0] == (("good", "bad"), 1)
+
+
+def test_where_one_text_is_expected_one_of_two_columns_must_be_chosen(tmp_path):
+    path = write(tmp_path, "a.tsv", "sentence1\tsentence2\tlabel\ngood\tbad\t1\n")
+    with pytest.raises(InputError) as caught:
+        SingleTexts(path)
+    assert str(caught.value) == (
+        f"{path}: one text a row was expected, found two, 'sentence1' and 'sentence2'; "
+        "choose one with --text-column sentence1"
+    )
+    assert SingleTexts(path, "sentence2")[0] == ("bad", 1)
 
 
 def test_other_columns_by_option(tmp_path):

@@ -180,6 +180,41 @@ def test_a_file_without_text(content, tmp_path):
         Documents(tmp_path / "empty.txt")
 
 
+PAIRS = "label\tsentence1\tsentence2\n1\tthe cat sat\ta dog ate\n0\twho let it\tin?\n"
+
+
+def test_of_two_columns_of_text_one_must_be_chosen(tmp_path, capsys):
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    message = (
+        "pairs.tsv: one text a row was expected, found two, 'sentence1' and 'sentence2'; choose one with"
+    )
+    with pytest.raises(minift.InputError, match=message):
+        Documents(tmp_path / "pairs.tsv")
+    assert Documents(tmp_path / "pairs.tsv", "sentence2").texts == ["a dog ate", "in?"]
+    make("gpt2", tmp_path).save(tmp_path / "model")
+    predict = ["predict", str(tmp_path / "model"), "--file", str(tmp_path / "pairs.tsv")]
+    assert main(predict) == 2 and message in capsys.readouterr().err
+    assert main([*predict, "--text-column", "sentence2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_another_model_cuts_its_own_blocks(family, tmp_path):
+    """One set of documents, judged by a model, then by one of another vocabulary, then with a shorter limit."""
+    path = write_documents(
+        tmp_path / "texts.jsonl", ["the cat sat on the mat. the dog ate", "who let it in?"]
+    )
+    documents = Documents(path)
+    other = make(family, tmp_path)
+    model = make(family, tmp_path, context=20)
+    model.tokenizer = learn_tokenizer(
+        [TEXT.replace("t", "")], PretrainingConfig(path, tmp_path, family=family, **SIZE)
+    )
+    for judge, length in ((other, 24), (model, 20), (model, 9), (other, 24)):
+        judge.tokenizer.max_length = length
+        assert minift.evaluate(judge, documents)["loss"] == minift.evaluate(judge, Documents(path))["loss"]
+
+
 # ---- Masks ----
 
 

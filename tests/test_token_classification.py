@@ -199,6 +199,16 @@ def test_predict_reads_words_and_texts_from_files(tmp_path, run):
     assert [line["tags"] for line in results[0]] == [line["tags"] for line in results[1]]
 
 
+def test_a_file_of_pairs_is_no_file_of_sentences(tmp_path, run):
+    model = make_model(tmp_path / "vocabulary", labels=LABELS, task="token-classification")
+    model.save(tmp_path / "model")
+    path = write(tmp_path / "a.tsv", "sentence1\tsentence2", "the film\tgood .")
+    line = the_one_line(*run("predict", tmp_path / "model", "--file", path))
+    assert line.startswith(f"{path}: one text a row was expected, found two, 'sentence1' and 'sentence2'")
+    _, printed, _ = run("predict", tmp_path / "model", "--file", path, "--text-column", "sentence2", "--json")
+    assert json.loads(printed)["text"] == "good ."
+
+
 @pytest.mark.parametrize(
     ("name", "sentences", "words", "entities"),
     [("train", 3394, 62730, 1975), ("dev", 1009, 15733, 836)],

@@ -10,7 +10,7 @@ import numpy as np
 from minift_kernels import cross_entropy as cross_entropy_kernels
 
 from minift.checkpoint import open_file
-from minift.data import Batch, Dataset
+from minift.data import Batch, SingleTexts
 from minift.errors import InputError
 from minift.tasks.task_model import Outcomes, Verdict
 
@@ -21,7 +21,7 @@ class Documents:
     `cut` makes blocks of their tokens; `documents[i]` is then (block, None). No block holds parts of two documents, so
     that none leaks into another.
 
-    Raises InputError for a file that cannot be read or holds no text.
+    Raises InputError for a file that cannot be read, holds no text, or holds pairs of texts.
     """
 
     def __init__(self, path: Path, text_column: str | None = None):
@@ -29,7 +29,7 @@ class Documents:
         if path.suffix.lower() == ".txt":
             self.texts = [_read_whole(path)]
         else:
-            rows = Dataset(path, text_column, require_label=False)
+            rows = SingleTexts(path, text_column, require_label=False)
             self.texts = [str(rows[index][0]) for index in range(len(rows))]
         if not any(text.strip() for text in self.texts):
             raise InputError(f"{path}: there is no text in it")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from minift_kernels import softmax as softmax_kernels
 
-from minift.data import READERS, Batch, Columns, Dataset, pack
+from minift.data import READERS, Batch, Columns, SingleTexts, pack
 from minift.losses import cross_entropy
 from minift.metrics import span_scores, spans
 from minift.tasks.conll import Sentence, TaggedSentences
@@ -72,10 +72,10 @@ class TokenClassification(TaskModel):
     labels: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path, columns: Columns, labelled: bool = True) -> TaggedSentences | Dataset:
-        """CoNLL columns, see `TaggedSentences`; unlabelled also .txt, .tsv, .csv and .jsonl, see `Dataset`."""
+    def read(cls, path: Path, columns: Columns, labelled: bool = True) -> TaggedSentences | SingleTexts:
+        """CoNLL columns, see `TaggedSentences`; unlabelled also .txt, .tsv, .csv and .jsonl, see `SingleTexts`."""
         if not labelled and path.suffix.lower() in READERS:
-            return Dataset(path, *columns, require_label=False)
+            return SingleTexts(path, *columns, require_label=False)
         return TaggedSentences(path, require_tags=labelled)
 
     @classmethod
