@@ -55,7 +55,7 @@ class TextGeneration(TaskModel):
 
     def prepare(self, examples: Any) -> None:
         # Each block has one token of the next, which is what its last token is to foretell.
-        examples.cut(self.document, self.tokenizer.max_length, overlap=1)
+        examples.cut(self.tokenizer, self.document, self.tokenizer.max_length, overlap=1)
 
     def targets(self, examples: Any) -> Sequence[Any]:
         self.prepare(examples)
