@@ -120,6 +120,24 @@ def test_a_word_of_which_the_tokenizer_leaves_nothing_is_told_o(tmp_path):
     assert batch.first_pieces == [[1, None, 2]] and batch.labels.tolist() == [-100, 3, 1, -100]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_sentence_of_which_the_tokenizer_leaves_nothing_teaches_nothing(tiny, tmp_path, run, batch_size):
+    path = write(tmp_path / "a.conll", "good\tB-GOOD", "", "\u200b\tO")
+    changes = {"model": tiny / "body", "task": "token-classification", "train": path, "dev": path}
+    status, _, stderr = run(*finetune_options(tiny, tmp_path / "out", batch_size=batch_size, **changes))
+    assert status == 0, stderr
+    log = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()]
+    assert [each["loss"] == each["grad_norm"] == 0 for each in log].count(True) == 2 - batch_size
+    model = minift.load(tmp_path / "out")
+    alone = write(tmp_path / "b.conll", "good\tB-GOOD")
+    found, expected = (
+        minift.evaluate(model, TaggedSentences(each), batch_size)["loss"] for each in (path, alone)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+    nothing = minift.evaluate(model, TaggedSentences(write(tmp_path / "c.conll", "\u200b\tO")))
+    assert nothing["loss"] == nothing["f1"] == 0
+
+
 def test_words_of_plain_text():
     text = "@anna's #new U.S. film (don't!)  über-good"
     words = [text[start:end] for start, end in spans_of_words(text)]

@@ -121,6 +121,10 @@ class TokenClassification(TaskModel):
         )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        # Sentences of which the tokenizer leaves nothing teach nothing. (Labels on a GPU are not looked at: that would
+        # be to wait for it, and cross_entropy says 0 there.)
+        if isinstance(batch.labels, np.ndarray) and batch.targets == 0:
+            return (output * 0.0).sum()
         smoothing = self.label_smoothing if self.training else 0.0
         return cross_entropy(output, batch.labels, label_smoothing=smoothing)
 
