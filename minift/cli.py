@@ -82,6 +82,8 @@ class Predict:
     """Print one JSON object a line, with all that the model says."""
     max_length: int | None = None
     """The longest text in tokens; the model's own longest if not given."""
+    text_column: str | None = None
+    pair_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,8 @@ def run_predict(options: Predict) -> None:
     if options.question:
         inputs = [(options.question, options.context)]
     elif options.file:
-        examples = model.read(options.file, Columns(), labelled=False)
+        columns = Columns(options.text_column, options.pair_column)
+        examples = model.read(options.file, columns, labelled=False)
         inputs = [examples[index][0] for index in range(len(examples))]
     for text, prediction in zip(inputs, model.predict(inputs, options.batch_size), strict=True):
         if options.json:

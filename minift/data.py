@@ -25,7 +25,7 @@ from minift_kernels.arrays import array_namespace
 
 from minift.checkpoint import open_file
 from minift.errors import InputError
-from minift.tokenizer import Encoding, Text, Tokenizer
+from minift.tokenizer import Encoding, Text, Tokenizer, check_characters
 
 log = logging.getLogger("minift")
 
@@ -242,8 +242,7 @@ class Dataset:
             text = self._value(row, name, number)
             if not isinstance(text, str):
                 raise self.error(number, f"{name!r} was to be a text, found {json.dumps(text)[:60]}")
-            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise self.error(number, f"{name!r} holds half of a surrogate pair, which is no character")
+            check_characters(text, f"{self.path}, line {number}: {name!r}")
             texts.append(text)
         return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
@@ -254,9 +253,10 @@ class Dataset:
         """
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(number, f"label was to be a string or a number, found {json.dumps(value)[:60]}")
-        if not str(value).strip():
+        label = str(value).strip()  # a space that nobody sees is no other class
+        if not label:
             raise self.error(number, "the label is empty")
-        return str(value)
+        return label
 
     def _value(self, row: dict[str, Any], name: str, number: int) -> Any:
         if name not in row:  # only JSON objects can differ from row to row
@@ -317,6 +317,19 @@ class Dataset:
             number += block.count(b"\n")
             offset -= len(block)
         return number
+
+
+class SingleTexts(Dataset):
+    """A `Dataset` for tasks that know no pairs: raises InputError where the columns are those of a pair."""
+
+    def _choose_text(self, names: list[str], text_column: str | None, pair_column: str | None) -> list[str]:
+        chosen = super()._choose_text(names, text_column, pair_column)
+        if len(chosen) > 1:
+            raise InputError(
+                f"{self.path}: one text a row was expected, found two, {' and '.join(map(repr, chosen))}; "
+                f"choose one with --text-column {chosen[0]}"
+            )
+        return chosen
 
 
 def _is_integer(label: str) -> bool:

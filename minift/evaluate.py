@@ -36,7 +36,7 @@ def examine(model: TaskModel, examples: Examples, batch_size: int) -> tuple[dict
     warn_of_truncated(truncated, texts, model.tokenizer.max_length)
     metrics = {
         **model.metrics(predictions, examples),
-        "loss": loss_sum / targets,
+        "loss": loss_sum / max(targets, 1),
         "examples": len(examples),
         "seconds": round(time.perf_counter() - started, 3),
     }

@@ -27,12 +27,14 @@ class Sampling:
     """Decides what is drawn."""
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # so that NaN is refused, too
             raise InputError(f"temperature is {self.temperature}, expected 0 or more")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, expected 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, expected a share above 0 and up to 1")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, expected 0 or more")
 
     def choose(self, logits: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """One token for each row of logits (B, V)."""

@@ -45,6 +45,7 @@ def cross_entropy(
     if on_gpu:
         weights = None if weights is None else xp.asarray(weights)
         total = (counted if weights is None else weights[xp.where(counted, indices, 0)] * counted).sum()
+        total = total + (total == 0)  # the mean of nothing is 0 here: to raise would be to wait
     else:
         # What decides and divides is computed in NumPy: to ask a GPU for it would be to wait for it.
         total = counted.sum() if weights is None else as_numpy(weights)[indices[counted]].sum()

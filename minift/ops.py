@@ -317,11 +317,11 @@ def put_in_front(rows: Tensor, x: Tensor, segments: Array) -> Tensor:
 
 
 def segment_mean(x: Tensor, offsets: Array) -> Tensor:
-    """The mean of each text's rows: x (T, H), offsets (B + 1,), y (B, H). No text may be empty."""
+    """The mean of each text's rows: x (T, H), offsets (B + 1,), y (B, H); of an empty text, 0."""
     xp = array_namespace(x.data)
     lengths, texts = np.diff(offsets), np.arange(len(offsets) - 1)
     belongs = xp.asarray(texts[:, None] == np.repeat(texts, lengths)).astype(x.dtype)  # (B, T) of 0 and 1
-    lengths = xp.asarray(lengths[:, None]).astype(x.dtype)  # (B, 1)
+    lengths = xp.asarray(np.maximum(lengths, 1)[:, None]).astype(x.dtype)  # (B, 1)
 
     def backward(dy):
         # Each of a text's n rows has the slope 1 / n.

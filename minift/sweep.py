@@ -8,6 +8,7 @@ each running the same command, share one.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -52,7 +53,8 @@ def sweep(config: Sweep) -> dict[str, Any]:
 
     The directory `config.out` then holds sweep.db, results.md and, under best/, what the best run wrote. A run whose
     loss stops being a number counts as one that was ended early. Raises InputError where there is no dev set or no
-    Optuna, for a search that names no option, for a storage that stays locked, and where no run came to its end.
+    Optuna, for an unknown task, for a search that names no option, for a storage that stays locked, and where no run
+    came to its end.
     """
     optuna = _optuna()
     dev_file = config.dev
@@ -61,6 +63,9 @@ def sweep(config: Sweep) -> dict[str, Any]:
     if config.trials < 1:
         raise InputError(f"trials is {config.trials}, expected 1 or more")
     space = dict(_parse(written) for written in config.search)
+    for task in space.get("task", [config.task]):
+        if task not in TASKS:
+            raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
     checkpoint.make_directory(config.out)
     path = config.out / STORAGE
 
@@ -72,16 +77,19 @@ def sweep(config: Sweep) -> dict[str, Any]:
         dev_set = TASKS[run.task].read(dev_file, Columns(run.text_column, run.pair_column, run.label_column))
 
         def report(model: TaskModel, epoch: int) -> None:
-            trial.report(_score(evaluate(model, dev_set, run.batch_size)), epoch)
+            trial.report(judged(evaluate(model, dev_set, run.batch_size)), epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
 
+        def judged(metrics: dict[str, float]) -> float:
+            score = _score(metrics)
+            trial.set_user_attr("metrics", metrics)
+            return score
+
         try:
-            metrics = finetune(run, after_epoch=report)["after"]
+            return judged(finetune(run, after_epoch=report)["after"])
         except DivergedError as error:
             raise optuna.TrialPruned from error
-        trial.set_user_attr("metrics", metrics)
-        return _score(metrics)
 
     try:
         study = _study(optuna, path)
@@ -215,8 +223,8 @@ def _parse(written: str) -> tuple[str, Choices]:
         return name, [_value(each, kind, written) for each in values.split(",")]
     low, _, high = values.partition(":")
     bounds = _value(low, kind, written), _value(high, kind, written)
-    if any(isinstance(each, str) for each in bounds) or not bounds[0] < bounds[1]:
-        raise InputError(f"search {written!r}: expected two numbers, the lower one first")
+    if any(isinstance(each, str) for each in bounds) or not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise InputError(f"search {written!r}: expected two finite numbers, the lower one first")
     return name, bounds
 
 
@@ -275,8 +283,13 @@ def _same_sweep(study, config: Sweep) -> None:
 
 
 def _score(metrics: dict[str, float]) -> float:
-    """The metric that counts first, so that more is better."""
+    """The metric that counts first, so that more is better.
+
+    Raises DivergedError where it or the loss is not finite: such a model would be compared by what is no number.
+    """
     name, value = next(iter(metrics.items()))
+    if not (math.isfinite(value) and math.isfinite(metrics["loss"])):
+        raise DivergedError(f"on the dev set {name} is {value} and the loss {metrics['loss']}")
     return -value if name in LESS_IS_BETTER else value
 
 
@@ -315,7 +328,8 @@ def _page(study, space: dict[str, Choices]) -> str:
     ]
     trials = [each for each in study.trials if each.state.is_finished() and each.params]
     for trial in sorted(trials, key=lambda each: (each.state.name != "COMPLETE", -(each.value or 0))):
-        score = "" if trial.value is None else f"{abs(trial.value):.4f}"
+        metrics = trial.user_attrs.get("metrics")  # none of a run that diverged at once
+        score = f"{next(iter(metrics.values())):.4f}" if metrics else ""
         values = [_short(trial.params.get(name)) for name in names]
         seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else ""
         state = trial.state.name.lower()

@@ -6,6 +6,7 @@ from minift.data import Batch
 from minift.errors import InputError
 from minift.losses import label_indices
 from minift.recording import Keep, recording
+from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
 from minift.tasks.text_classification import TextClassification
 from minift.trace import Trace, trace
@@ -18,8 +19,9 @@ def trace_text(model: TaskModel, text: str, label: str, keep: Keep = "arrays") -
     model of another task, a text without tokens and a label that the model does not have.
     """
     if not isinstance(model, TextClassification):
+        task = next((name for name, each in TASKS.items() if type(model) is each), type(model).__name__)
         raise InputError(
-            f"a text with a label is traced through a text-classification model, not {model.head}"
+            f"a text with a label is traced through a text-classification model; this one is for {task}"
         )
     batch = model.encode(text)
     special = set(model.encode("").ids.tolist())

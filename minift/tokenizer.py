@@ -8,6 +8,7 @@ long is cut.
     ("good", "very good")  [CLS] good [SEP] very good [SEP]      token types 0 0 0 1 1 1
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,9 @@ PASSING_ENTRIES = {
 
 DEFAULT_MAX_LENGTH = 512
 UNLIMITED = 1e6  # transformers writes 1e30 where it knows no maximum
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: JSON can write it, UTF-8 cannot. Python also puts one for a byte that is not UTF-8."""
 
 
 class Encoding(NamedTuple):
@@ -120,11 +124,13 @@ class Tokenizer:
             raise TypeError("encode takes a list of texts, found one text")
         parts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         flat = [part for text in parts for part in text]
+        _check(flat)
         pieces = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
         return [self._assemble([next(pieces).ids for _ in text]) for text in parts]
 
     def encode_spans(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, and each encoding says where in its text every token stands."""
+        _check(texts)
         pieces = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [self._assemble([each.ids], [each.offsets]) for each in pieces]
 
@@ -135,6 +141,7 @@ class Tokenizer:
         less. A first text longer than half the room is cut to it. `spans` are those of the second text.
         """
         texts = [text for pair in pairs for text in pair]
+        _check(texts)
         pieces = iter(self.backend.encode_batch(texts, add_special_tokens=False))
         room = self.max_length - self._templates[2].specials
         made = []
@@ -194,6 +201,7 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[int]:
         """The whole text without special tokens."""
+        _check([text])
         return self.backend.encode(text, add_special_tokens=False).ids
 
     @property
@@ -265,6 +273,20 @@ class Tokenizer:
             config["strip_accents"] = normalizer.strip_accents
             config["tokenize_chinese_chars"] = normalizer.handle_chinese_chars
         return config
+
+
+def check_characters(text: str, name: str) -> None:
+    """Raise InputError where the text, which the error calls `name`, holds what is no character."""
+    found = None if text.isascii() else SURROGATE.search(text)
+    if found is not None:
+        raise InputError(
+            f"{name} holds {found[0]!r}, which is no character: half of a surrogate pair, or a byte that is not UTF-8"
+        )
+
+
+def _check(texts: Sequence[str]) -> None:
+    for text in texts:
+        check_characters(text, f"the text {text[:60]!r}")
 
 
 def longest_first(lengths: list[int], room: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_vocabulary import write_vocabulary
 
-from minift.data import Dataset, batches, pack, shuffled
+from minift.data import Dataset, SingleTexts, batches, pack, shuffled
 from minift.errors import InputError
 from minift.tokenizer import Encoding, Tokenizer
 
@@ -61,6 +61,17 @@ def test_pairs(tmp_path):
     assert dataset[0] == (("good", "bad"), 1)
 
 
+def test_where_one_text_is_expected_one_of_two_columns_must_be_chosen(tmp_path):
+    path = write(tmp_path, "a.tsv", "sentence1\tsentence2\tlabel\ngood\tbad\t1\n")
+    with pytest.raises(InputError) as caught:
+        SingleTexts(path)
+    assert str(caught.value) == (
+        f"{path}: one text a row was expected, found two, 'sentence1' and 'sentence2'; "
+        "choose one with --text-column sentence1"
+    )
+    assert SingleTexts(path, "sentence2")[0] == ("bad", 1)
+
+
 def test_other_columns_by_option(tmp_path):
     path = write(tmp_path, "a.tsv", "question\tanswer\tsentence\tverdict\nq\ta\ts\tno\n")
     assert Dataset(path, "question", "answer", "verdict")[0] == (("q", "a"), "no")
@@ -97,6 +108,21 @@ def test_labels_are_integers_where_all_are(tmp_path, written, labels):
     )
     assert dataset.labels == labels
     assert [str(dataset[i][1]) for i in range(len(written))] == written
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_spaces_around_a_label_make_no_other_class(tmp_path, name):
+    written = ["pos", "pos ", " pos", "neg\u00a0"]
+    if name == "a.jsonl":
+        content = "".join(json.dumps({"text": "x", "label": label}) + "\n" for label in written)
+    else:
+        separator = "\t" if name == "a.tsv" else ","
+        content = "".join(
+            f"{text}{separator}{label}\n"
+            for text, label in [("text", "label"), *(("x", label) for label in written)]
+        )
+    dataset = Dataset(write(tmp_path, name, content))
+    assert dataset.labels == ["neg", "pos"] and dataset.label_ids(["neg", "pos"]).tolist() == [1, 1, 1, 0]
 
 
 # ---- Labels of the model ----
@@ -165,7 +191,7 @@ def test_an_unknown_label_names_its_line(tmp_path, written, names, message):
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}', ", line 2: no key 'label'; there are"),
         ("a.jsonl", '{"text": 5, "label": 1}', ", line 1: 'text' was to be a text, found 5"),
         ("a.jsonl", '{"text": null, "label": 1}', ", line 1: 'text' was to be a text, found null"),
-        ("a.jsonl", '{"text": "\\ud800", "label": 1}', ", line 1: 'text' holds half of a surrogate pair"),
+        ("a.jsonl", '{"text": "\\ud800", "label": 1}', r", line 1: 'text' holds '\\ud800', which is no char"),
         ("a.jsonl", '{"text": "x", "label": [1]}', r", line 1: label was to be .*, found \[1\]"),
         ("a.jsonl", '{"text": "x", "label": true}', r", line 1: label was to be .*, found true"),
         ("a.jsonl", "[" * 100_000, ", line 1: not JSON that can be read: nested too deeply"),

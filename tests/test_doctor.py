@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from clean_recipes import begin, recipes, train
 from command import the_one_line
-from tiny import rows, write_tsv
+from tiny import make_model, rows, write_tsv
 
 import minift
 from minift import ops, random
@@ -266,6 +266,16 @@ def test_a_directory(tiny, tmp_path, run):
     given = ["doctor", tiny / "model", "--train", tiny / "train.tsv", "--learning-rate", 1e-9, "--json"]
     status, printed, _ = run(*given)
     assert status == 1 and [each["name"] for each in json.loads(printed)] == ["rate-too-low"]
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_as_many_masks_as_texts(tmp_path, run, words):
+    """Of short texts each has about one mask; what is said of masks is then not taken for what is said of texts."""
+    make_model(tmp_path / "vocabulary", task="fill-mask").save(tmp_path / "model")
+    lines = [json.dumps({"text": " ".join(text.split()[:words])}) for text, _ in rows(40, seed=3)]
+    (tmp_path / "short.jsonl").write_text("\n".join(lines))
+    given = ["--train", tmp_path / "short.jsonl", "--learning-rate", 1e-3]
+    assert run("doctor", tmp_path / "model", *given)[:2] == (0, "nothing found: all invariants hold\n")
 
 
 def test_labels_of_the_whole_file(tiny, tmp_path, run):

@@ -98,6 +98,30 @@ def test_long_instructions_are_left_out_and_long_responses_cut(model, tmp_path, 
         model.batches(examples, 1)
 
 
+def test_another_model_makes_its_own_examples(model, tmp_path):
+    """One set of examples, judged by a model, then with a shorter limit, by another template and another vocabulary."""
+    records = [{"instruction": "a", "output": "b" * 20}, {"instruction": "abc", "output": "bc"}]
+    path = write(tmp_path / "a.jsonl", records)
+    examples = Instructions(path)
+
+    def change_template():
+        model.instruction_template = "R:{instruction}I:"
+
+    def change_vocabulary():
+        config = PretrainingConfig(tmp_path / "text", tmp_path, tokens="characters", context=64)
+        model.tokenizer = learn_tokenizer([ALPHABET[10:] + "ab"], config)
+
+    minift.evaluate(model, examples)
+    for change in (
+        lambda: setattr(model.tokenizer, "max_length", 12), change_template, change_vocabulary,
+    ):  # fmt: skip
+        before = minift.evaluate(model, examples)["loss"]
+        change()
+        found, expected = minift.evaluate(model, examples), minift.evaluate(model, Instructions(path))
+        assert found["loss"] == expected["loss"] != before
+        assert found["exact_match"] == expected["exact_match"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -113,6 +137,10 @@ def test_long_instructions_are_left_out_and_long_responses_cut(model, tmp_path, 
             "line 2: messages were to be a list of objects with a role and a content",
         ),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: the last of two or more messages"),
+        (
+            '{"instruction": "a \\ud800", "output": "b"}',
+            r"line 2: a text holds '\\ud800', which is no character",
+        ),
     ],
 )
 def test_broken_lines(line, message, tmp_path):

@@ -83,6 +83,20 @@ def test_a_prompt_at_the_maximum_length_is_one_clear_error(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(TEXT[:23])
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--prompt", "a", "--seed", "-1"], "seed is -1, expected 0 or more"),
+        (["--prompt", "a", "--temperature", "nan"], "temperature is nan, expected 0 or more"),
+        (["--prompt", "\udcff"], "the text '\\udcff' holds '\\udcff', which is no character"),
+    ],
+)
+def test_options_of_generate(option, message, tmp_path, capsys):
+    make("gpt2", tmp_path).save(tmp_path / "model")
+    assert main(["generate", str(tmp_path / "model"), *option]) == 2
+    assert capsys.readouterr().err.startswith(f"minift: {message}")
+
+
 def test_what_is_drawn_from():
     logits = np.log([[0.5, 0.1, 0.3, 0.1]])
     np.testing.assert_allclose(Sampling(1.0).probabilities(logits), [[0.5, 0.1, 0.3, 0.1]])
@@ -96,7 +110,17 @@ def test_what_is_drawn_from():
     np.testing.assert_allclose(np.bincount(drawn) / 2000, [0.5, 0.1, 0.3, 0.1], atol=0.03)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+    ],
+)
 def test_sampling_out_of_range(wrong):
     [(name, value)] = wrong.items()
     with pytest.raises(minift.InputError, match=f"{name} is {value}, expected"):
@@ -155,6 +179,41 @@ def test_a_file_without_text(content, tmp_path):
     (tmp_path / "empty.txt").write_text(content)
     with pytest.raises(minift.InputError, match=r"empty.txt: there is no text in it"):
         Documents(tmp_path / "empty.txt")
+
+
+PAIRS = "label\tsentence1\tsentence2\n1\tthe cat sat\ta dog ate\n0\twho let it\tin?\n"
+
+
+def test_of_two_columns_of_text_one_must_be_chosen(tmp_path, capsys):
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    message = (
+        "pairs.tsv: one text a row was expected, found two, 'sentence1' and 'sentence2'; choose one with"
+    )
+    with pytest.raises(minift.InputError, match=message):
+        Documents(tmp_path / "pairs.tsv")
+    assert Documents(tmp_path / "pairs.tsv", "sentence2").texts == ["a dog ate", "in?"]
+    make("gpt2", tmp_path).save(tmp_path / "model")
+    predict = ["predict", str(tmp_path / "model"), "--file", str(tmp_path / "pairs.tsv")]
+    assert main(predict) == 2 and message in capsys.readouterr().err
+    assert main([*predict, "--text-column", "sentence2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_another_model_cuts_its_own_blocks(family, tmp_path):
+    """One set of documents, judged by a model, then by one of another vocabulary, then with a shorter limit."""
+    path = write_documents(
+        tmp_path / "texts.jsonl", ["the cat sat on the mat. the dog ate", "who let it in?"]
+    )
+    documents = Documents(path)
+    other = make(family, tmp_path)
+    model = make(family, tmp_path, context=20)
+    model.tokenizer = learn_tokenizer(
+        [TEXT.replace("t", "")], PretrainingConfig(path, tmp_path, family=family, **SIZE)
+    )
+    for judge, length in ((other, 24), (model, 20), (model, 9), (other, 24)):
+        judge.tokenizer.max_length = length
+        assert minift.evaluate(judge, documents)["loss"] == minift.evaluate(judge, Documents(path))["loss"]
 
 
 # ---- Masks ----

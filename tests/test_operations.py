@@ -81,6 +81,7 @@ NETWORK = {
     "rotary": (lambda x: ops.rotary(x, np.cos(ANGLES), np.sin(ANGLES)), normal(3, 12)),
     "columns": (lambda x: ops.columns(x, 1, 3), normal(3, 5)),
     "segment mean": (lambda x: ops.segment_mean(x, OFFSETS), normal(7, 3)),
+    "segment mean, an empty text": (lambda x: ops.segment_mean(x, np.array([0, 2, 2, 7])), normal(7, 3)),
     "segment max": (lambda x: ops.segment_max(x, OFFSETS), normal(7, 3)),
     "silu": (ops.silu, normal(3, 5)),
     "relu": (ops.relu, normal(3, 5)),

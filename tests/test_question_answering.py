@@ -64,6 +64,15 @@ def test_an_answer_that_is_not_in_its_context(tiny, tmp_path, run):
         assert line.startswith(f"{path}: question 'q0': the answer {found}")
 
 
+def test_a_context_with_what_is_no_character(tmp_path):
+    path = squad(tmp_path / "a.json", ("what ?", ["film"]), context="the film \ud800")
+    with pytest.raises(minift.InputError) as caught:
+        Questions(path)
+    assert str(caught.value).startswith(
+        f"{path}: 'context' of a paragraph of article 'A_Title' holds '\\ud800', which is no character"
+    )
+
+
 def test_a_file_cut_in_half(tmp_path):
     path = squad(tmp_path / "a.json", ("what ?", ["film"]))
     path.write_text(path.read_text()[:150])

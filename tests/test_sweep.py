@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import the_one_line
+from tiny import make_model
 
 import minift
 from minift import sweep as sweep_module
@@ -79,6 +80,47 @@ def test_a_run_that_diverges_does_not_end_the_sweep(tiny, tmp_path, compiled, mo
         minift.InputError, match=r"results.md: all runs were ended early, so none is the best"
     ):
         sweep(small(tiny, tmp_path / "all", trials=1, search=("learning_rate=1e30,2e30",), epochs=2))
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text-regression", "fill-mask"])
+def test_a_model_that_is_no_number_on_the_dev_set_is_never_the_best(tiny, tmp_path, compiled, task):
+    """Its last step is what spoils it, so that no loss in training tells; and then the sweep must come to its end."""
+    data = tiny / "train.tsv"
+    if task == "text-regression":
+        data = tmp_path / "scores.tsv"
+        data.write_text("text\tscore\na good film\t2\na bad film\t1\na fine meal\t2\n")
+    changes = {"task": task, "model": str(tiny / "body"), "train": data, "dev": data, "batch_size": 60}
+    if task == "fill-mask":
+        make_model(tmp_path / "vocabulary", task=task).save(tmp_path / "model")
+        changes["model"] = str(tmp_path / "model")
+    search = ("learning_rate=1e30,2e30",)
+    with pytest.raises(minift.InputError, match="all runs were ended early, so none is the best"):
+        sweep(small(tiny, tmp_path / "out", trials=2, search=search, epochs=1, warmup=0.0, **changes))
+    assert [each.state.name for each in stored(tmp_path / "out").trials] == ["PRUNED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("perplexity", [3.0, 2.0, 9.0], 2.0),
+        ("loss", [0.5, 0.25, 0.75], 0.25),
+        ("pearson", [-0.02, 0.01, -0.5], 0.01),
+    ],
+)
+def test_the_best_is_the_smallest_or_the_largest_and_keeps_its_sign(
+    tiny, tmp_path, monkeypatch, metric, values, best
+):
+    given = iter(values)
+
+    def finetune(run, after_epoch):
+        run.out.mkdir()
+        return {"after": dict.fromkeys([metric, "loss"], next(given))}
+
+    monkeypatch.setattr(sweep_module, "finetune", finetune)
+    found = sweep(small(tiny, tmp_path, trials=3, search=("learning_rate=1e-4:1e-2",)))
+    assert found["metrics"][metric] == best
+    listed = [float(line.split("|")[2]) for line in found["page"].splitlines()[4:]]
+    assert listed == sorted(values, reverse=metric == "pearson")
 
 
 def test_any_option_is_searched(tiny, tmp_path, compiled):
@@ -249,11 +291,21 @@ def runs_of(out, pid: int) -> int | None:
         ({"dev": None}, "a sweep needs --dev"),
         ({"trials": 0}, "trials is 0, expected 1 or more"),
         ({"search": ("learning=1:2",)}, "search 'learning=1:2': expected option=low:high or option=a,b"),
-        ({"search": ("epochs=3:2",)}, "search 'epochs=3:2': expected two numbers, the lower one first"),
+        (
+            {"search": ("epochs=3:2",)},
+            "search 'epochs=3:2': expected two finite numbers, the lower one first",
+        ),
+        ({"search": ("learning_rate=0:inf",)}, "expected two finite numbers, the lower one first"),
+        ({"search": ("weight_decay=-inf:1",)}, "expected two finite numbers, the lower one first"),
+        ({"task": "foo"}, "there is no task 'foo'; the tasks are text-classification, "),
+        (
+            {"search": ("task=multi-label,foo",)},
+            "there is no task 'foo'; the tasks are text-classification, ",
+        ),
         ({"search": ("epochs=2,2.5",)}, "search 'epochs=2,2.5': '2.5' is no int"),
         ({"search": ("max_length=1,much",)}, "search 'max_length=1,much': 'much' is no int"),
         ({"search": ("schedule=linear,slow",)}, "'slow' is none of linear, cosine, constant"),
-        ({"search": ("schedule=cosine:linear",)}, "expected two numbers, the lower one first"),
+        ({"search": ("schedule=cosine:linear",)}, "expected two finite numbers, the lower one first"),
         ({"search": ("method_options=rank=2",)}, "the options are .*, and method.option"),
         ({"search": ("method.rank=2,3",)}, "method full has no option 'rank'"),
     ],

@@ -46,6 +46,13 @@ def test_what_is_no_list_of_labels(tmp_path, content, message):
         LabelSets(tmp_path / "a.jsonl")
 
 
+def test_a_file_without_any_label(tiny, tmp_path, run):
+    (tmp_path / "a.tsv").write_text("text\tlabels\na film\t\na book\t,\n")
+    options = finetune_options(tiny, tmp_path / "out", task="multi-label", train=tmp_path / "a.tsv", dev=None)
+    line = the_one_line(*run(*options))
+    assert line == f"{tmp_path / 'a.tsv'}: no text in it has a label, so there is none to learn"
+
+
 def test_multi_label_from_end_to_end(tiny, tmp_path, run):
     for name, count, seed in (("train", 300, 1), ("dev", 60, 2)):
         lines = [json.dumps({"text": text, "labels": moods(text)}) for text, _ in rows(count, seed)]
@@ -101,13 +108,21 @@ def test_scores(tmp_path):
     assert Scores(tmp_path / "a.tsv").scores.dtype == np.float32
 
 
-@pytest.mark.parametrize("bad", ["good", "nan", "inf", "", "1,5"])
+@pytest.mark.parametrize("bad", ["good", "nan", "inf", "", "1,5", "1e308", "-4e38"])
 def test_what_is_no_score(tmp_path, bad):
     (tmp_path / "a.tsv").write_text(f"text\tlabel\na\t1\nb\t{bad}\n")
     with pytest.raises(
-        minift.InputError, match=f'a.tsv, line 3: the score was to be a number, found "{bad}"'
+        minift.InputError, match=rf'a.tsv, line 3: the score was to be a number \(of float32\), found "{bad}"'
     ):
         Scores(tmp_path / "a.tsv")
+
+
+def test_an_integer_that_no_float_can_hold(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "score": 1' + 400 * "0" + "}\n")
+    with pytest.raises(
+        minift.InputError, match=r"a.jsonl, line 1: the score was to be a number \(of float32\)"
+    ):
+        Scores(tmp_path / "a.jsonl")
 
 
 def test_regression_from_end_to_end(tiny, tmp_path, run):

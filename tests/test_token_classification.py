@@ -120,6 +120,24 @@ def test_a_word_of_which_the_tokenizer_leaves_nothing_is_told_o(tmp_path):
     assert batch.first_pieces == [[1, None, 2]] and batch.labels.tolist() == [-100, 3, 1, -100]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_sentence_of_which_the_tokenizer_leaves_nothing_teaches_nothing(tiny, tmp_path, run, batch_size):
+    path = write(tmp_path / "a.conll", "good\tB-GOOD", "", "\u200b\tO")
+    changes = {"model": tiny / "body", "task": "token-classification", "train": path, "dev": path}
+    status, _, stderr = run(*finetune_options(tiny, tmp_path / "out", batch_size=batch_size, **changes))
+    assert status == 0, stderr
+    log = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()]
+    assert [each["loss"] == each["grad_norm"] == 0 for each in log].count(True) == 2 - batch_size
+    model = minift.load(tmp_path / "out")
+    alone = write(tmp_path / "b.conll", "good\tB-GOOD")
+    found, expected = (
+        minift.evaluate(model, TaggedSentences(each), batch_size)["loss"] for each in (path, alone)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+    nothing = minift.evaluate(model, TaggedSentences(write(tmp_path / "c.conll", "\u200b\tO")))
+    assert nothing["loss"] == nothing["f1"] == 0
+
+
 def test_words_of_plain_text():
     text = "@anna's #new U.S. film (don't!)  über-good"
     words = [text[start:end] for start, end in spans_of_words(text)]
@@ -197,6 +215,16 @@ def test_predict_reads_words_and_texts_from_files(tmp_path, run):
         results.append([json.loads(line) for line in printed.splitlines()])
     assert [line["text"] for line in results[0]] == [["the", "film"], ["good", "."]]
     assert [line["tags"] for line in results[0]] == [line["tags"] for line in results[1]]
+
+
+def test_a_file_of_pairs_is_no_file_of_sentences(tmp_path, run):
+    model = make_model(tmp_path / "vocabulary", labels=LABELS, task="token-classification")
+    model.save(tmp_path / "model")
+    path = write(tmp_path / "a.tsv", "sentence1\tsentence2", "the film\tgood .")
+    line = the_one_line(*run("predict", tmp_path / "model", "--file", path))
+    assert line.startswith(f"{path}: one text a row was expected, found two, 'sentence1' and 'sentence2'")
+    _, printed, _ = run("predict", tmp_path / "model", "--file", path, "--text-column", "sentence2", "--json")
+    assert json.loads(printed)["text"] == "good ."
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,24 @@ def test_a_bare_text_is_no_list_of_letters(small):
         small.encode("good")
 
 
+@pytest.mark.parametrize(
+    "text", ["good \ud800 film", "film \udcff"]
+)  # the second is how Python reads a byte of no UTF-8
+def test_what_is_no_character_is_one_clear_error(small, text):
+    for encode, given in [
+        (small.encode, ["a", text]), (small.encode, [("a", text)]), (small.encode_spans, [text]),
+        (small.pieces, text),
+    ]:  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            encode(given)
+        assert str(caught.value).startswith(
+            f"the text {text!r} holds {text[5]!r}, which is no character: half of"
+        )
+    with pytest.raises(InputError, match="which is no character"):
+        small.encode_windows([("a", text)], 2)
+    assert small.encode(["film \U0001f600"])[0].ids == [2, 8, small.special_id("unk_token"), 3]
+
+
 def test_tokens(small):
     assert small.tokens(small.encode(["good films, unheard"])[0].ids) == [
         "[CLS]", "good", "film", "##s", "[UNK]", "[UNK]", "[SEP]",

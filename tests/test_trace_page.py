@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from tiny import make_model
 
 import minift
 from minift import trace_page
@@ -191,3 +192,9 @@ def test_bad_input(model, tmp_path, text, label, name, message):
     with pytest.raises(minift.InputError, match=message):
         trace_page.write_trace(model, text, label, tmp_path / name, "tiny")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_another_task(tmp_path):
+    model = make_model(tmp_path, task="text-regression")
+    with pytest.raises(minift.InputError, match="text-classification model; this one is for text-regression"):
+        trace_page.write_trace(model, TEXT, "1", tmp_path / "a.html", "tiny")

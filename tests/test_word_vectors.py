@@ -60,6 +60,19 @@ def test_the_mean_is_the_mean(tmp_path):
     np.testing.assert_allclose(model("good film").numpy()[0], expected, rtol=1e-5)
 
 
+def test_of_a_text_without_words_the_mean_is_0(directory):
+    model = minift.load(directory, labels=["a", "b"]).eval()
+    texts = ["", "good film", " "]
+    together = model(texts).numpy()
+    for row, text in zip(together, texts, strict=True):
+        np.testing.assert_allclose(model(text).numpy()[0], row, atol=1e-6)
+    loss = minift.cross_entropy(model(texts), ["a", "b", "a"])
+    loss.backward()
+    assert np.isfinite(loss.item()) and np.isfinite(model.vectors.vocabulary.weight.grad).all()
+    if model.config.pooling == "mean":
+        np.testing.assert_array_equal(together[0], model.classifier.bias.data)
+
+
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_static_and_fine_tuned(directory, method, tmp_path, capsys):
     train, dev = (

@@ -48,7 +48,11 @@ class Case:
         self.held = {id(each) for group in optimizer.param_groups for each in group["params"]}
         self.causal = "CausalLM" in model.architecture.heads
         """Whether the family is one whose tokens may not see those behind them."""
-        self.per_token = batch.labels is not None and batch.labels.shape == batch.ids.shape
+        self.per_text = model.head == "SequenceClassification"
+        """Whether the model answers once for each text; else for each token, or each that has a label."""
+        self.per_token = (
+            not self.per_text and batch.labels is not None and batch.labels.shape == batch.ids.shape
+        )
         self._kept: dict[str, Any] = {}
         self.few = self.texts(self._short_ones())
 
@@ -140,7 +144,7 @@ class Case:
 
     def answers_of_each(self, batch: Batch, answers: np.ndarray) -> list[np.ndarray]:
         """The answers' rows text by text, whether they are of texts, of tokens or of tokens with a label."""
-        if len(answers) == len(batch):
+        if self.per_text:
             return list(answers[:, None])
         rows = np.arange(batch.tokens)
         if len(answers) != batch.tokens and batch.labels is not None:

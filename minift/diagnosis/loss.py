@@ -34,7 +34,7 @@ def each_label_is_its_own(case: Case) -> Iterator[Finding]:
     depends on its own label and on no other: change one label, and one place of the gradient changes."""
     few, model = case.few, case.model
     shape = case.answers(few).shape
-    if case.labels.dtype.kind != "f" or few.labels is None or shape[0] != len(few):
+    if case.labels.dtype.kind != "f" or few.labels is None or not case.per_text:
         return
     changed = few.labels.copy()
     multi = model.problem_type == "multi_label_classification"
@@ -126,7 +126,7 @@ def _weigh(case: Case) -> Weighed | None:
 def _answers_shape(case: Case, batch: Batch) -> tuple[int, int]:
     """The shape of the answers to a batch: as for the few texts, they have a row for each text, token or target."""
     rows, columns = case.answers(case.few).shape
-    if rows == len(case.few):
+    if case.per_text:
         return len(batch), columns
     return (batch.tokens if rows == case.few.tokens else batch.targets), columns
 

@@ -84,13 +84,17 @@ def texts_are_independent(case: Case) -> Iterator[Finding]:
     """
     few = case.few
     numbers = list(range(len(few))) if len(few) > 1 else [0, 0]
-    together = _texts(few, numbers)
+
+    def texts(numbers: list[int]) -> Batch:
+        return select(few, numbers, case.per_token)
+
+    together = texts(numbers)
     for mode in (case.evaluating, case.quiet):
         with case.untouched(), mode():
             each = case.answers_of_each(together, np.array(case.model(together).data))
-            backwards = _texts(few, numbers[::-1])
+            backwards = texts(numbers[::-1])
             turned = case.answers_of_each(backwards, np.array(case.model(backwards).data))[::-1]
-            alone = [np.array(case.model(_texts(few, [number])).data) for number in numbers]
+            alone = [np.array(case.model(texts([number])).data) for number in numbers]
         in_batch = [i for i, number in enumerate(numbers) if differ(each[i], alone[i])]
         in_order = [i for i, number in enumerate(numbers) if differ(each[i], turned[i])]
         if in_batch or in_order:
@@ -98,7 +102,7 @@ def texts_are_independent(case: Case) -> Iterator[Finding]:
     else:
         return
     name, where = "batch-dependent", "the model"
-    place = _guilty(case, together, _texts(few, [numbers[-1]]), mode)
+    place = _guilty(case, together, texts([numbers[-1]]), mode)
     if place is not None:
         where = place.path or "the model"
         if isinstance(place.module, SelfAttention):
@@ -118,7 +122,7 @@ def future_is_hidden(case: Case) -> Iterator[Finding]:
     if not case.causal:
         return
     lengths = np.diff(case.few.offsets)
-    text = _texts(case.few, [int(lengths.argmax())])
+    text = select(case.few, [int(lengths.argmax())], case.per_token)
     if text.tokens < 2:
         return
     cut = text.tokens // 2
@@ -147,11 +151,6 @@ def future_is_hidden(case: Case) -> Iterator[Finding]:
                 "attend with causal=True in every layer",
             )
             return
-
-
-def _texts(batch: Batch, numbers: list[int]) -> Batch:
-    per_token = batch.labels is not None and batch.labels.shape == batch.ids.shape
-    return select(batch, numbers, per_token)
 
 
 def _place_of_difference(case: Case, one: Batch, other: Batch) -> str | None:

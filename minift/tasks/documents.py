@@ -10,9 +10,10 @@ import numpy as np
 from minift_kernels import cross_entropy as cross_entropy_kernels
 
 from minift.checkpoint import open_file
-from minift.data import Batch, Dataset
+from minift.data import Batch, SingleTexts
 from minift.errors import InputError
 from minift.tasks.task_model import Outcomes, Verdict
+from minift.tokenizer import Tokenizer
 
 
 class Documents:
@@ -21,7 +22,7 @@ class Documents:
     `cut` makes blocks of their tokens; `documents[i]` is then (block, None). No block holds parts of two documents, so
     that none leaks into another.
 
-    Raises InputError for a file that cannot be read or holds no text.
+    Raises InputError for a file that cannot be read, holds no text, or holds pairs of texts.
     """
 
     def __init__(self, path: Path, text_column: str | None = None):
@@ -29,19 +30,24 @@ class Documents:
         if path.suffix.lower() == ".txt":
             self.texts = [_read_whole(path)]
         else:
-            rows = Dataset(path, text_column, require_label=False)
+            rows = SingleTexts(path, text_column, require_label=False)
             self.texts = [str(rows[index][0]) for index in range(len(rows))]
         if not any(text.strip() for text in self.texts):
             raise InputError(f"{path}: there is no text in it")
         self.blocks: list[np.ndarray] = []
+        self._made_with: tuple | None = None
 
-    def cut(self, tokens_of: Callable[[str], list[int]], length: int, overlap: int = 0) -> None:
-        """Make the blocks, unless they are made: `length` tokens, fewer at a document's end, and `overlap` of the next.
+    def cut(
+        self, tokenizer: Tokenizer, tokens_of: Callable[[str], list[int]], length: int, overlap: int = 0
+    ) -> None:
+        """Make the blocks: `length` tokens, fewer at a document's end, and `overlap` of the next.
 
-        `tokens_of` gives the tokens of a document. Raises InputError where no document has more than `overlap`.
+        `tokens_of` gives the tokens of a document. Blocks that this tokenizer has made, with the same lengths, are
+        kept; another model's are not. Raises InputError where no document has more than `overlap`.
         """
-        if self.blocks:
+        if self._made_with == (tokenizer, length, overlap):
             return
+        self.blocks = []
         for text in self.texts:
             tokens = np.array(tokens_of(text), np.int32)
             for start in range(0, len(tokens) - overlap, length):
@@ -50,6 +56,7 @@ class Documents:
             raise InputError(
                 f"{self.path}: no text of more than {overlap} tokens, so there is nothing to learn"
             )
+        self._made_with = (tokenizer, length, overlap)
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -67,7 +67,8 @@ class FillMask(TaskModel):
 
     def prepare(self, examples: Documents) -> None:
         before, after = self.tokenizer.before_text, self.tokenizer.after_text
-        examples.cut(self.tokenizer.pieces, self.tokenizer.max_length - len(before) - len(after))
+        length = self.tokenizer.max_length - len(before) - len(after)
+        examples.cut(self.tokenizer, self.tokenizer.pieces, length)
 
     def targets(self, examples: Documents) -> Sequence[Any]:
         self.prepare(examples)

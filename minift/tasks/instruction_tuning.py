@@ -14,6 +14,7 @@ from minift.errors import InputError
 from minift.models.architecture import Architecture
 from minift.tasks.documents import TextScore, batch_of_tokens, share_within
 from minift.tasks.text_generation import TextGeneration
+from minift.tokenizer import check_characters
 
 log = logging.getLogger("minift")
 
@@ -36,10 +37,13 @@ class Instructions:
             for line in lines:
                 if line.strip():
                     self.conversations.append(self._read(line, lines.number - 1))
+                    for message in self.conversations[-1]:
+                        check_characters(message["content"], f"{path}, line {lines.number - 1}: a text")
         if not self.conversations:
             raise InputError(f"{path}: the file is empty")
         self.examples: list[tuple[np.ndarray, np.ndarray]] = []
         self.complete: list[bool] = []
+        self._made_with: tuple | None = None
 
     def _read(self, line: str, number: int) -> list[Message]:
         place = f"{self.path}, line {number}"
@@ -72,15 +76,21 @@ class Instructions:
         return messages
 
     def tokenize(
-        self, prompt: Callable[[list[Message]], list[int]], response: Callable[[str], list[int]], length: int
+        self,
+        prompt: Callable[[list[Message]], list[int]],
+        response: Callable[[str], list[int]],
+        length: int,
+        made_with: tuple,
     ) -> None:
-        """Make the examples, unless they are made: tokens, and for each the next one where it is of the response.
+        """Make the examples: tokens, and for each the next one where it is of the response.
 
-        A conversation whose prompt leaves no room for a response in `length` tokens is left out, and a warning says how
+        `made_with` is what decides them; examples that were made with the same are kept, another model's are not. A
+        conversation whose prompt leaves no room for a response in `length` tokens is left out, and a warning says how
         many were. A longer response is cut. Raises InputError where none is left.
         """
-        if self.examples:
+        if self._made_with == made_with:
             return
+        self.examples, self.complete = [], []
         for *before, last in self.conversations:
             asked, answered = prompt(before), response(last["content"])
             if len(asked) >= length:
@@ -98,6 +108,7 @@ class Instructions:
             )  # fmt: skip
         if not self.examples:
             raise InputError(f"{self.path}: no instruction leaves room for a response in {length} tokens")
+        self._made_with = made_with
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -132,7 +143,9 @@ class InstructionTuning(TextGeneration):
         return Instructions(path) if labelled else Dataset(path, *columns, require_label=False)
 
     def prepare(self, examples: Instructions) -> None:
-        examples.tokenize(self.prompt_of, self.response, self.tokenizer.max_length)
+        length = self.tokenizer.max_length
+        made_with = (self.tokenizer, self.instruction_template, length)
+        examples.tokenize(self.prompt_of, self.response, length, made_with)
 
     def targets(self, examples: Instructions) -> Sequence[Any]:
         self.prepare(examples)

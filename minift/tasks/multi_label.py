@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from minift.data import Batch, Columns, Dataset, Text, pack
+from minift.errors import InputError
 from minift.losses import binary_cross_entropy, sigmoid
 from minift.metrics import accuracy, macro_f1, micro_f1
 from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
@@ -72,7 +73,10 @@ class MultiLabelClassification(TaskModel):
 
     @classmethod
     def labels_in(cls, examples: LabelSets) -> list[str]:
-        return sorted({label for labels in examples.label_sets for label in labels})
+        found = sorted({label for labels in examples.label_sets for label in labels})
+        if not found:
+            raise InputError(f"{examples.path}: no text in it has a label, so there is none to learn")
+        return found
 
     @property
     def outputs(self) -> int:

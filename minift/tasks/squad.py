@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from minift.checkpoint import read_json
 from minift.errors import InputError
 from minift.metrics import f1
-from minift.tokenizer import Span
+from minift.tokenizer import Span, check_characters
 
 
 class Question(NamedTuple):
@@ -81,6 +81,7 @@ class Questions:
         found = self._value(holder, key, name)
         if not isinstance(found, str):
             raise InputError(f"{self.path}: {key!r} of {name} was to be a text, found {type(found).__name__}")
+        check_characters(found, f"{self.path}: {key!r} of {name}")
         return found
 
     def _value(self, holder: Any, key: str, name: str) -> Any:

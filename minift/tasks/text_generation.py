@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minift.data import Batch, Columns, Dataset
+from minift.data import Batch, Columns, SingleTexts
 from minift.generation import Sampling, generate
 from minift.losses import cross_entropy
 from minift.tasks.documents import (
@@ -39,10 +39,10 @@ class TextGeneration(TaskModel):
 
     @classmethod
     def read(cls, path: Path, columns: Columns, labelled: bool = True) -> Any:
-        """Plain text, see `Documents`; without labels, prompts, see `Dataset`."""
+        """Plain text, see `Documents`; without labels, prompts, see `SingleTexts`."""
         if labelled:
             return Documents(path, columns.text)
-        return Dataset(path, *columns, require_label=False)
+        return SingleTexts(path, *columns, require_label=False)
 
     @property
     def outputs(self) -> int:
@@ -55,7 +55,7 @@ class TextGeneration(TaskModel):
 
     def prepare(self, examples: Any) -> None:
         # Each block has one token of the next, which is what its last token is to foretell.
-        examples.cut(self.document, self.tokenizer.max_length, overlap=1)
+        examples.cut(self.tokenizer, self.document, self.tokenizer.max_length, overlap=1)
 
     def targets(self, examples: Any) -> Sequence[Any]:
         self.prepare(examples)

@@ -15,6 +15,8 @@ from minift.metrics import pearson, spearman
 from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
 
+LARGEST = float(np.finfo(np.float32).max)
+
 RANGES = 6
 """In how many ranges of one width the report counts numbers."""
 
@@ -27,10 +29,11 @@ class Scores(Dataset):
     def label_text(self, value: Any, number: int) -> str:
         try:
             score = float("nan" if isinstance(value, bool) else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             score = math.nan
-        if not math.isfinite(score):
-            raise self.error(number, f"the score was to be a number, found {json.dumps(value)[:60]}")
+        if not abs(score) <= LARGEST:  # which NaN is not, either
+            found = json.dumps(value)[:60]
+            raise self.error(number, f"the score was to be a number (of float32), found {found}")
         return str(score)
 
     @property

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from minift_kernels import softmax as softmax_kernels
 
-from minift.data import READERS, Batch, Columns, Dataset, pack
+from minift.data import READERS, Batch, Columns, SingleTexts, pack
 from minift.losses import cross_entropy
 from minift.metrics import span_scores, spans
 from minift.tasks.conll import Sentence, TaggedSentences
@@ -72,10 +72,10 @@ class TokenClassification(TaskModel):
     labels: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path, columns: Columns, labelled: bool = True) -> TaggedSentences | Dataset:
-        """CoNLL columns, see `TaggedSentences`; unlabelled also .txt, .tsv, .csv and .jsonl, see `Dataset`."""
+    def read(cls, path: Path, columns: Columns, labelled: bool = True) -> TaggedSentences | SingleTexts:
+        """CoNLL columns, see `TaggedSentences`; unlabelled also .txt, .tsv, .csv and .jsonl, see `SingleTexts`."""
         if not labelled and path.suffix.lower() in READERS:
-            return Dataset(path, *columns, require_label=False)
+            return SingleTexts(path, *columns, require_label=False)
         return TaggedSentences(path, require_tags=labelled)
 
     @classmethod
@@ -121,6 +121,10 @@ class TokenClassification(TaskModel):
         )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        # Sentences of which the tokenizer leaves nothing teach nothing. (Labels on a GPU are not looked at: that would
+        # be to wait for it, and cross_entropy says 0 there.)
+        if isinstance(batch.labels, np.ndarray) and batch.targets == 0:
+            return (output * 0.0).sum()
         smoothing = self.label_smoothing if self.training else 0.0
         return cross_entropy(output, batch.labels, label_smoothing=smoothing)
 
