@@ -31,7 +31,8 @@ def cross_entropy(
     class (Szegedy et al. 2016, section 7).
 
     Raises InputError for a label that the model does not know, an index out of range, a number of targets that is
-    not the number of rows, and when every row is ignored (the mean of nothing).
+    not the number of rows, and when every row is ignored (the mean of nothing). Targets that are on a GPU are not
+    looked at: there the mean of nothing is 0.
     """
     rows, classes = logits.shape
     xp = array_namespace(logits.data)
@@ -45,7 +46,7 @@ def cross_entropy(
     if on_gpu:
         weights = None if weights is None else xp.asarray(weights)
         total = (counted if weights is None else weights[xp.where(counted, indices, 0)] * counted).sum()
-        total = total + (total == 0)  # the mean of nothing is 0 here: to raise would be to wait
+        total = total + (total == 0)  # where nothing counts, the sum of 0 by 1
     else:
         # What decides and divides is computed in NumPy: to ask a GPU for it would be to wait for it.
         total = counted.sum() if weights is None else as_numpy(weights)[indices[counted]].sum()

@@ -36,10 +36,10 @@ class AdamW:
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         given = list(params)
-        are_groups = {isinstance(each, dict) for each in given}
-        if len(are_groups) > 1:
+        groups = [each for each in given if isinstance(each, dict)]
+        if 0 < len(groups) < len(given):
             raise ValueError("AdamW takes parameters or groups of them, not both")
-        groups: list[dict] = given if True in are_groups else [{"params": given}]
+        groups = groups or [{"params": given}]
         for group in groups:
             for option in group.keys() - {"params", *defaults}:
                 raise ValueError(

@@ -108,7 +108,7 @@ class Tensor:
                     "call it on a scalar, such as a loss, or pass gradient="
                 )
             gradient = array_namespace(self.data).ones_like(self.data)
-        if gradient.shape != self.shape:
+        elif gradient.shape != self.shape:
             raise ValueError(
                 f"backward() of a tensor of shape {self.shape} was given a gradient of {gradient.shape}"
             )
