@@ -256,6 +256,7 @@ class Dataset:
         label = str(value).strip()  # a space that nobody sees is no other class
         if not label:
             raise self.error(number, "the label is empty")
+        check_characters(label, f"{self.path}, line {number}: the label")
         return label
 
     def _value(self, row: dict[str, Any], name: str, number: int) -> Any:

@@ -192,6 +192,7 @@ def test_an_unknown_label_names_its_line(tmp_path, written, names, message):
         ("a.jsonl", '{"text": 5, "label": 1}', ", line 1: 'text' was to be a text, found 5"),
         ("a.jsonl", '{"text": null, "label": 1}', ", line 1: 'text' was to be a text, found null"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}', r", line 1: 'text' holds '\\ud800', which is no char"),
+        ("a.jsonl", '{"text": "x", "label": "\\ud800"}', r", line 1: the label holds '\\ud800', which is no char"),
         ("a.jsonl", '{"text": "x", "label": [1]}', r", line 1: label was to be .*, found \[1\]"),
         ("a.jsonl", '{"text": "x", "label": true}', r", line 1: label was to be .*, found true"),
         ("a.jsonl", "[" * 100_000, ", line 1: not JSON that can be read: nested too deeply"),

@@ -37,6 +37,10 @@ def test_labels_are_a_list_in_json_and_have_commas_in_columns(tmp_path):
     [
         ('{"text": "a", "labels": {"x": 1}}', "line 1: the labels were to be a list, or a text with commas"),
         ('{"text": "a", "labels": [["x"]]}', 'line 1: the labels were to be a list.* found \\[\\["x"\\]\\]'),
+        (
+            '{"text": "a", "labels": ["x", "\\ud800"]}',
+            r"line 1: a label holds '\\ud800', which is no character",
+        ),
         ('{"text": "a", "lables": ["x"]}', "no column 'labels'; there are: 'text', 'lables'"),
     ],
 )

@@ -13,6 +13,7 @@ from minift.losses import binary_cross_entropy, sigmoid
 from minift.metrics import accuracy, macro_f1, micro_f1
 from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
 from minift.tensor import Tensor
+from minift.tokenizer import check_characters
 
 
 class LabelSets(Dataset):
@@ -29,6 +30,7 @@ class LabelSets(Dataset):
         if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
             found = json.dumps(value)[:60]
             raise self.error(number, f"the labels were to be a list, or a text with commas, found {found}")
+        check_characters("".join(map(str, names)), f"{self.path}, line {number}: a label")
         return json.dumps(sorted({str(name).strip() for name in names} - {""}))
 
     @property
