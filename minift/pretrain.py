@@ -66,6 +66,8 @@ class PretrainingConfig:
     """Decides the weights, the order of the blocks, the masks and the dropout."""
     overwrite: bool = False
     """Replace a run that the directory already holds."""
+    text_column: str | None = None
+    """The column of the text; `sentence` or `text` if not given."""
 
 
 def pretrain(config: PretrainingConfig) -> dict:
@@ -83,7 +85,7 @@ def pretrain(config: PretrainingConfig) -> dict:
     architecture = MODELS[config.family]
     task = "fill-mask" if "MaskedLM" in architecture.heads else "text-generation"
     random.manual_seed(config.seed)
-    tokenizer = learn_tokenizer(Documents(config.train).texts, config)
+    tokenizer = learn_tokenizer(Documents(config.train, config.text_column).texts, config)
     model = TASKS[task](architecture, new_shape(config, tokenizer), None, tokenizer)
     initialize(dict(model.named_parameters()), model.config.initializer_range)
     model.save(config.out / START)
@@ -102,6 +104,7 @@ def pretrain(config: PretrainingConfig) -> dict:
             weight_decay=config.weight_decay,
             seed=config.seed,
             overwrite=config.overwrite,
+            text_column=config.text_column,
         )
     )
 

@@ -197,6 +197,21 @@ def test_of_two_columns_of_text_one_must_be_chosen(tmp_path, capsys):
     assert main(predict) == 2 and message in capsys.readouterr().err
     assert main([*predict, "--text-column", "sentence2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2
+    pretrain = ["pretrain", "--train", str(tmp_path / "pairs.tsv"), "--out", str(tmp_path / "new")]
+    shape = "--layers 1 --heads 2 --width 16 --context 8 --tokens characters".split()
+    assert main([*pretrain, *shape]) == 2 and message in capsys.readouterr().err
+    assert main([*pretrain, *shape, "--text-column", "sentence2"]) == 0
+
+
+@decoders
+def test_a_text_without_tokens_has_no_last_one_that_could_answer(family, tmp_path):
+    """Not the last one of the text before it."""
+    make(family, tmp_path).save(tmp_path / "model")
+    model = minift.load(tmp_path / "model", task="text-classification", labels=["a", "b"])
+    assert model.encode(["the cat", ""]).offsets[1] == model.encode(["the cat", ""]).offsets[2]
+    for texts, number in (([""], "1 of 1"), (["the cat", ""], "2 of 2")):
+        with pytest.raises(minift.InputError, match=f"text {number} has no tokens"):
+            model.predict(texts)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])

@@ -3,8 +3,11 @@
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+
 from minift import ops
 from minift.data import Batch
+from minift.errors import InputError
 from minift.models.architecture import Head, rows_with_a_target
 from minift.nn import Dropout, Linear, skip_init
 from minift.tensor import Tensor
@@ -44,6 +47,11 @@ class LastTokenHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
+        if isinstance(batch.offsets, np.ndarray) and (np.diff(batch.offsets) == 0).any():
+            number = int(np.argmin(np.diff(batch.offsets))) + 1
+            raise InputError(
+                f"text {number} of {len(batch)} has no tokens, so no last one that could answer for it"
+            )
         return model.score(ops.embedding(batch.offsets[1:] - 1, model.body(batch)))  # (B, C)
 
 
