@@ -227,8 +227,8 @@ class _Kernel:
 
 FUNCTIONS = """
     empty empty_like zeros zeros_like ones ones_like full full_like arange ascontiguousarray broadcast_to expand_dims
-    concatenate stack where exp log log1p sqrt tanh cos sin square abs maximum minimum isfinite isnan isneginf matmul
-    argsort cumsum repeat searchsorted argmax max sum prod clip logical_and
+    concatenate stack where exp log log1p sqrt tanh cos sin square abs maximum minimum isfinite isinf isnan isneginf
+    matmul bincount argsort cumsum repeat searchsorted argmax max sum prod clip logical_and
 """.split()
 
 CONSTANTS = (

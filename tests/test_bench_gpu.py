@@ -37,6 +37,14 @@ def test_a_dry_run(bench, monkeypatch, tmp_path, capsys):
     assert "Stand-in GPU" in page
 
 
+@pytest.mark.parametrize("operation", ["summary", "gelu_tanh"])
+def test_operations_that_a_gpu_has_by_cupy_alone(operation, bench, monkeypatch):
+    import kernel_cases
+
+    monkeypatch.setattr(kernel_cases, "OPERATIONS", {operation: kernel_cases.OPERATIONS[operation]})
+    assert bench(["--dry-run", "--only", "check"]) == 0
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
 def test_a_wrong_rung_is_told(bench, monkeypatch, capsys):
     import kernel_cases
