@@ -67,9 +67,8 @@ def matthews(predicted: Values, expected: Values) -> float:
 def pearson(predicted: Values, expected: Values) -> float:
     """The linear correlation of two rows of numbers; 0 where one of them does not vary."""
     x, y = (array.astype(np.float64) for array in _arrays("pearson", predicted, expected))
-    if (
-        x.min() == x.max() or y.min() == y.max()
-    ):  # the mean of equal numbers may differ from them in the last digit
+    # Not told by the spread: the mean of equal numbers may differ from them in the last digit.
+    if x.min() == x.max() or y.min() == y.max():
         return 0.0
     x, y = x - x.mean(), y - y.mean()
     return float(x @ y / np.sqrt((x @ x) * (y @ y)))

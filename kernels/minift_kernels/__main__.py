@@ -46,6 +46,7 @@ TOLERANCE = 2e-5
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print the table of some operations, or of all; 0 where every rung agrees with the first, else 1."""
     parser = argparse.ArgumentParser(prog="python -m minift_kernels", description=__doc__)
     parser.add_argument("operations", nargs="*", metavar="operation", help=", ".join(OPERATIONS))
     wanted = parser.parse_args(arguments).operations

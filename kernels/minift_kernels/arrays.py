@@ -53,7 +53,7 @@ def check_shape(operation: str, name: str, x, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{operation}: {name} has shape {x.shape}, not {shape}")
 
 
-def check_dtype(operation: str, name: str, x, dtype) -> None:
+def check_same_dtype(operation: str, name: str, x, dtype) -> None:
     """Raise TypeError unless x has this dtype: a kernel on a GPU would read the bytes of another as if they were."""
     if x.dtype != dtype:
         raise TypeError(f"{operation}: {name} is {x.dtype}, and the rest {dtype}: use one dtype for all")

@@ -13,7 +13,7 @@ Parameters and moments change in place, gradients never.
 """
 
 from minift_kernels.adamw import cuda_c, numba_cpu, numba_cuda, reference
-from minift_kernels.arrays import check_dtype, check_shape
+from minift_kernels.arrays import check_same_dtype, check_shape
 from minift_kernels.ladder import Ladder
 
 ladder = Ladder(
@@ -51,7 +51,7 @@ def step(
     for name, arrays in (("a gradient", gradients), ("m", first_moments), ("v", second_moments)):
         for parameter, array in zip(parameters, arrays, strict=True):
             check_shape("adamw", name, array, parameter.shape)
-            check_dtype("adamw", name, array, parameter.dtype)
+            check_same_dtype("adamw", name, array, parameter.dtype)
     ladder.rung(parameters[0]).step(
         parameters,
         gradients,

@@ -25,7 +25,7 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
-from minift_kernels.arrays import check_dtype, check_shape
+from minift_kernels.arrays import check_same_dtype, check_shape
 from minift_kernels.attention import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
@@ -60,9 +60,9 @@ def backward(
     """dq (T, N D), dk and dv (Tk, M D) from dout (T, N D), forward's inputs and forward's results."""
     _check_shapes(q, k, v, q_segments, k_segments, heads)
     check_shape("attention", "dout", dout, q.shape)
-    check_dtype("attention", "dout", dout, q.dtype)
+    check_same_dtype("attention", "dout", dout, q.dtype)
     check_shape("attention", "out", out, q.shape)
-    check_dtype("attention", "out", out, q.dtype)
+    check_same_dtype("attention", "out", out, q.dtype)
     check_shape("attention", "logsumexp", logsumexp, (heads, len(q)))
     return ladder.rung(q).backward(
         dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal, dropout, key
@@ -77,7 +77,7 @@ def _check_shapes(q, k, v, q_segments, k_segments, heads):
     if k.shape != v.shape:
         raise ValueError(f"attention: k {k.shape} and v {v.shape} must have one shape")
     for name, x in (("k", k), ("v", v)):
-        check_dtype("attention", name, x, q.dtype)
+        check_same_dtype("attention", name, x, q.dtype)
     if q_segments.shape != k_segments.shape:
         raise ValueError(
             f"attention: {len(q_segments)} query segments cannot meet {len(k_segments)} key segments"
