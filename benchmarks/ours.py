@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from minift_kernels import tiles
 from minift_kernels.host import BLAS
 
 import minift
@@ -57,5 +58,5 @@ def versions() -> dict[str, str]:
         "minift": minift.__version__,
         "numpy": version("numpy"),
         "numba": version("numba"),
-        "its products in": str(BLAS),
+        "its products in": "its own tiles" if tiles.PAY else str(BLAS),
     }

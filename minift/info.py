@@ -5,7 +5,7 @@ from importlib import metadata
 
 import numba
 import numpy as np
-from minift_kernels import OPERATIONS, gpu
+from minift_kernels import OPERATIONS, gpu, tiles
 from minift_kernels.host import BLAS
 
 from minift.device import gpu_name
@@ -29,9 +29,15 @@ def info() -> dict:
         "gpu": gpu_name() or f"none: {gpu.why_no_gpu()}",
         "device": f"cpu ({platform.machine()}, {platform.system()})",
         "threads": numba.get_num_threads(),
-        "blas": f"{BLAS}, called from compiled loops" if BLAS else "numpy.matmul",
+        "matrix products": _products(),
         "rungs": {name: ladder.choose(np.empty(0, np.float32)) for name, ladder in OPERATIONS.items()},
     }
+
+
+def _products() -> str:
+    if BLAS is None:
+        return "numpy.matmul"
+    return f"minift's own, small ones in {BLAS}" if tiles.PAY else f"{BLAS}, called from compiled loops"
 
 
 def _versions() -> dict[str, str]:

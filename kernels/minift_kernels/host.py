@@ -34,6 +34,7 @@ import numba
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import event
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -50,7 +51,7 @@ _ONLY_PRANGE = dict.fromkeys(
 ) | {"prange": True}
 """Of all that Numba would turn into parallel loops, only the loops that say so: it also compiles faster."""
 
-_SHARED_SOURCES = ("host.py", "math32.py", "philox.py")
+_SHARED_SOURCES = ("host.py", "math32.py", "philox.py", "tiles.py")
 """The files of functions that are compiled into the loops of all the others."""
 
 
@@ -61,12 +62,28 @@ def compiled(function):
     """
     options: dict = {"parallel": _ONLY_PRANGE, "fastmath": _FASTMATH, "error_model": "numpy"}
     dispatcher = numba.njit(cache=True, **options)(function)
+    _watch_shared_sources(dispatcher)
+    return dispatcher
+
+
+def machine_code(function, signature) -> int:
+    """The address of a function's machine code, compiled for one signature and kept on disk.
+
+    Compiled loops call it as they call BLAS, and need no copy of it: for what is large and wanted in several.
+    """
+    callback = CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
+    callback.enable_caching()
+    _watch_shared_sources(callback)
+    callback.compile()
+    return int(callback.address)  # pyright: ignore[reportArgumentType]
+
+
+def _watch_shared_sources(cached) -> None:
     # Numba forgets a function's machine code when the function's own file changes. It must also when the
     # files change whose functions are inlined into it, or an edit of exp would seem to have no effect.
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    index = getattr(getattr(cached, "_cache", None), "_cache_file", None)
     if index is not None:  # there is none under NUMBA_DISABLE_JIT
         index._source_stamp = (index._source_stamp, _stamp_of_shared_sources)
-    return dispatcher
 
 
 def inlined(function):
@@ -243,7 +260,7 @@ block of a larger matrix needs no copy. Call it under `single_threaded_blas`. ""
 
 
 @inlined
-def product(alpha, a, b, beta, c):
+def blas_product(alpha, a, b, beta, c):
     """c = alpha a b + beta c in compiled code, for float32 views a (M, K), b (K, N), c (M, N).
 
     Each may be a block of a larger matrix, a and b also the transpose of one: BLAS is told, nothing is

@@ -107,9 +107,14 @@ class Ladder:
         """The last, which is the best, rung of a family for arrays like `x`; None where the operation has none.
 
         A rung that computes in fewer digits than float32 says so by its `tolerance`. Nobody gets it for float32
-        who has not wished for it by name, or allowed tf32.
+        who has not wished for it by name, or allowed tf32. One that is slower on this machine than the step before it
+        says so by `pays`.
         """
-        rungs = [name for name in self.rungs if family_of(name) == family]
+        rungs = [
+            name
+            for name in self.rungs
+            if family_of(name) == family and getattr(self.rungs[name], "pays", True)
+        ]
         if x.dtype == np.float32 and not gpu.tf32_is_allowed():
             rungs = [name for name in rungs if not hasattr(self.rungs[name], "tolerance")]
         return rungs[-1] if rungs else None

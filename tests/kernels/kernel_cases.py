@@ -118,6 +118,9 @@ def matmul_cases():
     # Two of the largest tiles, each way, and a sum that is several tiles deep.
     yield "129x20x131", dict(a=normal(129, 20), b=normal(20, 131))
     yield "9x268x12", dict(a=normal(9, 268), b=normal(268, 12))
+    # On a CPU: panels with and without a remainder, in one part and in several.
+    yield "16x64x96", dict(a=normal(16, 64), b=normal(64, 96), bias=normal(96), dc=normal(16, 96))
+    yield "11x1550x50", dict(a=normal(11, 1550), b=normal(1550, 50), bias=normal(50), dc=normal(11, 50))
     yield "no rows", dict(a=normal(0, 6), b=normal(6, 11), bias=normal(11), dc=normal(0, 11))
     yield "nothing to sum", dict(a=normal(4, 0), b=normal(0, 3), bias=normal(3))
 

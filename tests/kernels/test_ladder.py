@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import minift_kernels
 import ml_dtypes
 import numpy as np
 import pytest
 from minift_kernels import OPERATIONS, attention, gelu, gpu, matmul, softmax, use_kernels
-from minift_kernels.ladder import RungError
+from minift_kernels.ladder import Ladder, RungError, family_of
 
 KERNELS = Path(minift_kernels.__file__).parent
 
@@ -56,8 +57,21 @@ def test_every_folder_is_in_the_list():
 
 def test_float32_is_compiled_and_float64_goes_to_the_reference():
     for ladder in OPERATIONS.values():
-        assert ladder.rung(np.zeros(1, np.float32)) is ladder.rungs["numba_cpu"]
+        assert family_of(ladder.choose(np.zeros(1, np.float32))) == "numba_cpu"
         assert ladder.rung(np.zeros(1, np.float64)) is ladder.rungs["reference"]
+
+
+def test_the_default_is_the_last_rung_that_pays_on_this_machine():
+    plain, clever = SimpleNamespace(), SimpleNamespace(pays=False)
+    x = np.zeros(1, np.float32)
+    for pays, default in ((False, "numba_cpu_plain"), (True, "numba_cpu_clever")):
+        clever.pays = pays
+        ladder = Ladder("operation", {"numba_cpu_plain": plain, "numba_cpu_clever": clever})
+        assert ladder.choose(x) == default
+        with use_kernels("numba_cpu"):
+            assert ladder.choose(x) == default
+        with use_kernels("numba_cpu_clever"):
+            assert ladder.choose(x) == "numba_cpu_clever"
 
 
 def test_a_wish_is_obeyed_and_ends_with_its_block():

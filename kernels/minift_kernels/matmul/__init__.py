@@ -1,7 +1,8 @@
 """Matrix product with a bias: c = a b + bias.
 
     reference               the array library's own product, then one more pass over c for the bias
-    numba_cpu               parts shared among the threads, BLAS on each, the bias added in cache
+    numba_cpu_blas          parts shared among the threads, BLAS on each, the bias added in cache
+    numba_cpu_tiled         the same with our own product: tiles in registers, the bias where sums begin
     numba_cuda_naive        one thread an element of c, in Python
     numba_cuda_tiled        tiles in shared memory
     cuda_c_naive            one thread an element, a warp down a column of c
@@ -31,7 +32,8 @@ ladder = Ladder(
     "matmul",
     {
         "reference": reference,
-        "numba_cpu": numba_cpu,
+        "numba_cpu_blas": numba_cpu.blas,
+        "numba_cpu_tiled": numba_cpu.tiled,
         "numba_cuda_naive": numba_cuda.naive,
         "numba_cuda_tiled": numba_cuda.tiled,
         "cuda_c_naive": cuda_c.naive,

@@ -1,4 +1,4 @@
-"""Rungs 5 to 10, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
+"""Rungs 6 to 11, CUDA C: how the kernels are launched. Each step's lesson is in its own .cu file."""
 
 from pathlib import Path
 
@@ -71,31 +71,31 @@ def layout(x):
 
 
 class Naive(_Product):
-    """Rung 5, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
+    """Rung 6, one thread an element of c, and a warp down a column: 32 memory accesses where 1 would do."""
 
     file, kernel, block, tile = HERE / "naive.cu", "matmul_naive", (32, 8), (32, 8)
 
 
 class Coalesced(_Product):
-    """Rung 6, the same with a warp along a row: its reads of b and its writes are one access each."""
+    """Rung 7, the same with a warp along a row: its reads of b and its writes are one access each."""
 
     file, kernel, block, tile = HERE / "naive.cu", "matmul_coalesced", (32, 8), (8, 32)
 
 
 class Tiled(_Product):
-    """Rung 7, tiles in shared memory: each number is fetched once for 16 uses."""
+    """Rung 8, tiles in shared memory: each number is fetched once for 16 uses."""
 
     file, kernel, block, tile = HERE / "tiled.cu", "matmul_tiled", (16, 16), (16, 16)
 
 
 class RegisterTiled(_Product):
-    """Rung 8, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
+    """Rung 9, 8 x 8 sums in each thread's registers, and loads of 16 bytes."""
 
     file, kernel, block, tile = HERE / "register_tiled.cu", "matmul_register_tiled", (256,), (128, 128)
 
 
 class TensorCore(_Product):
-    """Rung 9, matrix instructions, and copies to shared memory while they compute. float32 is rounded to tf32."""
+    """Rung 10, matrix instructions, and copies to shared memory while they compute. float32 is rounded to tf32."""
 
     file, kernel, block, tile = HERE / "tensor_core.cu", "matmul_tensor_core", (128,), (128, 128)
     shared_bytes = 3 * 2 * 128 * 128
@@ -110,7 +110,7 @@ class TensorCore(_Product):
 
 
 class Cublas(_Product):
-    """Rung 10, NVIDIA's own product, which is compiled for each GPU anew. On the CPU it is that of NumPy.
+    """Rung 11, NVIDIA's own product, which is compiled for each GPU anew. On the CPU it is that of NumPy.
 
     Of bfloat16, dweight is float32: the sums are, and what is not rounded need not be widened for the optimizer.
     """

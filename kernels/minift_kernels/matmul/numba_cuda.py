@@ -1,4 +1,4 @@
-"""Rungs 3 and 4, the first versions for a GPU, in Python: a kernel is what one thread does.
+"""Rungs 4 and 5, the first versions for a GPU, in Python: a kernel is what one thread does.
 
 naive.cu and tiled.cu have the same two steps in CUDA C. Arrays of Numba know how far apart their rows and columns are,
 so a transposed view is an array like any other.
@@ -80,13 +80,13 @@ def _sum_rows(x, sums):
 
 
 class Naive(_Product):
-    """Rung 3, one thread an element of c, in Python."""
+    """Rung 4, one thread an element of c, in Python."""
 
     kernel = _naive
 
 
 class Tiled(_Product):
-    """Rung 4, tiles in shared memory, each number of which is used TILE times."""
+    """Rung 5, tiles in shared memory, each number of which is used TILE times."""
 
     kernel = _tiled
 

@@ -1,0 +1,321 @@
+"""A matrix product on one core: tiles of the result that fit into its registers (Goto and van de Geijn 2008).
+
+A core can multiply and add far more numbers than it can load. So a tile of c, with AVX-512 of 8 rows and 48 columns,
+stays in registers while a and b pass by: a step along the inner axis loads 48 numbers of b and 8 of a, for 384
+multiplications and additions.
+
+                      a row of the panel: 48 numbers of b in three registers
+    8 numbers of a    8 x 48 sums in 24 registers
+    (a column)
+
+48 columns of b are first copied into the order in which the tiles read them, a panel. It stays in the second-level
+cache until all rows of a have gone by, which are read where they lie. Then the next 48 columns.
+
+Numba does not keep an array in registers. So the innermost loop is written in the language of its compiler, LLVM,
+where a register's worth of numbers is a type.
+"""
+
+import os
+from functools import cache
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from minift_kernels.host import BLAS, blas_product, float32_array, inlined, machine_code
+
+_HAS_AVX512 = llvm.get_host_cpu_features().get("avx512f", False)
+
+LANES = 16 if _HAS_AVX512 else 8
+"""How many float32 numbers a register holds."""
+
+ROWS, VECTORS = (8, 3) if _HAS_AVX512 else (6, 2)
+"""A tile's rows, and the registers in each: with a row of the panel and a number of a, 28 of 32 or 15 of 16."""
+
+COLUMNS = VECTORS * LANES
+
+DEPTH = 768
+"""Rows of a panel, at most: 150 kB."""
+
+PAY = bool(_HAS_AVX512) and BLAS == "NumPy's OpenBLAS" and not os.environ.get("MINIFT_BLAS")
+"""Whether tiles take less time than BLAS. With the 16 registers of AVX2 they take as much as OpenBLAS, or more."""
+
+_ITEM = 4  # bytes of a float32
+
+
+@cache
+def multiply_address() -> int:
+    """Where the machine code of the product lies, which compiled loops are given to call (`multiply`, `product`)."""
+    return machine_code(_multiply, _SIGNATURE)
+
+
+@inlined
+def multiply(
+    function, rows, columns, inner, alpha,
+    a, a_down, a_across, b, b_down, b_across, start, start_down, c, c_down,
+):  # fmt: skip
+    """c = start + alpha a b on the core that asks, in compiled code; `function` is the `multiply_address`.
+
+    Of each matrix its address, and how far it is from one row and from one column to the next, in elements. `start` is
+    a matrix, or one row for all rows where `start_down` is 0; there is none where its address is 0.
+    """
+    _call(  # pyright: ignore[reportCallIssue]
+        function,
+        (
+            np.int64(rows), np.int64(columns), np.int64(inner), np.float32(alpha),
+            a, np.int64(a_down), np.int64(a_across), b, np.int64(b_down), np.int64(b_across),
+            start, np.int64(start_down), c, np.int64(c_down),
+        ),
+    )  # fmt: skip
+
+
+@inlined
+def product(function, alpha, a, b, beta, c):
+    """c = alpha a b + beta c, for views a (M, K), b (K, N), c (M, N) and beta 0 or 1, in compiled code.
+
+    BLAS has it where `function` is 0, and where a has so few rows that to copy b costs more than to multiply it.
+    """
+    if function == 0 or len(a) < ROWS:
+        blas_product(alpha, a, b, beta, c)
+        return
+    c_down = c.strides[0] // _ITEM
+    multiply(
+        function, a.shape[0], b.shape[1], a.shape[1], alpha,
+        a.ctypes.data, a.strides[0] // _ITEM, a.strides[1] // _ITEM,
+        b.ctypes.data, b.strides[0] // _ITEM, b.strides[1] // _ITEM,
+        c.ctypes.data if beta != 0 else 0, c_down, c.ctypes.data, c_down,
+    )  # fmt: skip
+
+
+def _multiply(
+    rows, columns, inner, alpha, a, a_down, a_across, b, b_down, b_across, start, start_down, c, c_down
+):
+    """What `multiply` calls."""
+    a_down, a_across, b_down, b_across, start_down, c_down = (
+        _ITEM * a_down, _ITEM * a_across, _ITEM * b_down, _ITEM * b_across, _ITEM * start_down, _ITEM * c_down,
+    )  # fmt: skip
+    panel = np.empty((min(inner, DEPTH), COLUMNS), np.float32)
+    parts = max(1, (inner + DEPTH - 1) // DEPTH)
+    for left in range(0, columns, COLUMNS):
+        width = min(COLUMNS, columns - left)
+        target = c + _ITEM * left
+        begin, begin_down = (start + _ITEM * left, start_down) if start != 0 else (0, 0)
+        for part in range(parts):
+            top, bottom = inner * part // parts, inner * (part + 1) // parts
+            _pack(b + top * b_down + left * b_across, b_down, b_across, width, panel[: bottom - top])
+            r = 0
+            while r < rows:
+                height = ROWS if r + ROWS <= rows else 1
+                _tile(  # pyright: ignore[reportCallIssue]
+                    height, width, bottom - top, alpha,
+                    a + r * a_down + top * a_across, a_down, a_across, panel.ctypes.data,
+                    begin + r * begin_down, begin_down, target + r * c_down, c_down,
+                )  # fmt: skip
+                r += height
+            # The next part adds to this one's sums: a sum of short sums rounds less than a long one.
+            begin, begin_down = target, c_down
+
+
+@inlined
+def _pack(b, b_down, b_across, width, panel):
+    """Copy `width` columns of b into a panel, as many rows as it has. From here on all distances are in bytes."""
+    address, down = panel.ctypes.data, _ITEM * COLUMNS
+    if width < COLUMNS:  # what is there by chance may be slow to multiply, though nobody reads the result
+        for k in range(len(panel)):
+            for j in range(width, (width + LANES - 1) // LANES * LANES):
+                panel[k, j] = 0
+    if b_across == _ITEM:
+        for k in range(len(panel)):
+            values, places = float32_array(b + k * b_down, width), float32_array(address + k * down, width)
+            for j in range(width):
+                places[j] = values[j]
+        return
+    deep, wide = 0, 0
+    if b_down == _ITEM:
+        deep, wide = len(panel) // LANES * LANES, width // LANES * LANES
+    for j in range(0, wide, LANES):
+        for k in range(0, deep, LANES):
+            for i in range(LANES):
+                _prefetch(b + (k + 4 * LANES) * b_down + (j + i) * b_across)  # pyright: ignore[reportCallIssue]
+            source, target = b + k * b_down + j * b_across, address + k * down + _ITEM * j
+            _transpose(source, b_across, target, down)  # pyright: ignore[reportCallIssue]
+    for k in range(len(panel)):
+        for j in range(wide if k < deep else 0, width):
+            panel[k, j] = float32_array(b + k * b_down + j * b_across, 1)[0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# In LLVM's language
+
+_INT, _SIZE, _FLOAT, _POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(8).as_pointer()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_INTS, _BITS = ir.VectorType(_INT, LANES), ir.VectorType(ir.IntType(1), LANES)
+_SIGNATURE = types.void(*3 * [types.int64], types.float32, *10 * [types.int64])
+
+
+def _ask(builder, name, result, *arguments):
+    """A call of one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _offset(builder, address, *steps):
+    """address + the sum of all steps; a step is a distance, or a distance and how many times."""
+    for distance, times in steps:
+        address = builder.add(address, builder.mul(distance, times))
+    return address
+
+
+def _load(builder, address, kind):
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=_ITEM)
+
+
+def _store(builder, value, address):
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=_ITEM)
+
+
+def _in_all_lanes(builder, value, kind=_VECTOR):
+    nothing = ir.Constant(kind, ir.Undefined)
+    return builder.shuffle_vector(
+        builder.insert_element(nothing, value, _INT(0)), nothing, ir.Constant(_INTS, None)
+    )
+
+
+def _generate_prefetch(builder, address, to_write, level):
+    pointer = builder.inttoptr(address, _POINTER)
+    _ask(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _INT(to_write), _INT(level), _INT(1))
+
+
+@intrinsic
+def _prefetch(typing_context, address):
+    """Have the memory at an address brought into the second-level cache, while the work goes on."""
+
+    def generate(context, builder, signature, arguments):
+        _generate_prefetch(builder, *arguments, to_write=0, level=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def _tile(
+    typing_context,
+    height, width, inner, alpha, a, a_down, a_across, panel, start, start_down, c, c_down,
+):  # fmt: skip
+    """c = start + alpha a panel for one tile: of ROWS rows or one, and of 1 to COLUMNS columns."""
+
+    def generate(context, builder, signature, arguments):
+        height, width, *others = arguments
+        vectors = builder.udiv(builder.add(width, _SIZE(LANES - 1)), _SIZE(LANES))
+        for rows in (ROWS, 1):
+            for count in range(1, VECTORS + 1):
+                of_this_size = builder.and_(
+                    builder.icmp_unsigned("==", height, _SIZE(rows)),
+                    builder.icmp_unsigned("==", vectors, _SIZE(count)),
+                )
+                with builder.if_then(of_this_size):
+                    _generate_tile(builder, rows, count, width, *others)
+        return context.get_dummy_value()
+
+    sizes, float32 = [types.int64], [types.float32]
+    return types.void(*3 * sizes, *float32, *8 * sizes), generate
+
+
+def _generate_tile(
+    builder, rows, vectors, width, inner, alpha, a, a_down, a_across, panel, start, start_down, c, c_down
+):
+    """The tile of this many rows and registers: its loops over both are unrolled, so they are part of the code."""
+    places = [(r, v) for r in range(rows) for v in range(vectors)]
+    register = _SIZE(_ITEM * LANES)
+
+    def at(matrix, down, r, v):
+        return _offset(builder, matrix, (down, _SIZE(r)), (register, _SIZE(v)))
+
+    # The compiler keeps these variables, whose address nobody takes, in registers.
+    zeros = ir.Constant(_VECTOR, None)
+    sums = {place: cgutils.alloca_once_value(builder, zeros) for place in places}
+    for r, v in places:  # c is written at the end, but asked for now
+        _generate_prefetch(builder, at(c, c_down, r, v), to_write=1, level=3)
+    with cgutils.for_range(builder, inner) as loop:
+        column_of_a = _offset(builder, a, (a_across, loop.index))
+        row_of_b = _offset(builder, panel, (_SIZE(_ITEM * COLUMNS), loop.index))
+        of_b = [_load(builder, at(row_of_b, _SIZE(0), 0, v), _VECTOR) for v in range(vectors)]
+        for r in range(rows):
+            of_a = _in_all_lanes(builder, _load(builder, at(column_of_a, a_down, r, 0), _FLOAT))
+            for v in range(vectors):
+                before = builder.load(sums[r, v])
+                total = _ask(builder, f"llvm.fma.v{LANES}f32", _VECTOR, of_a, of_b[v], before)
+                builder.store(total, sums[r, v])
+    # Of the last register in a row, c may have room for a part only.
+    in_last = builder.trunc(builder.sub(width, _SIZE(LANES * (vectors - 1))), _INT)
+    lanes = ir.Constant(_INTS, list(range(LANES)))
+    has_room = builder.icmp_unsigned("<", lanes, _in_all_lanes(builder, in_last, _INTS))
+    # What a mask leaves out is not loaded, but from an address where nothing is that takes a processor very long.
+    is_given = builder.icmp_unsigned("!=", start, _SIZE(0))
+    start, has_start = builder.select(is_given, start, panel), _in_all_lanes(builder, is_given, _BITS)
+    kind = f"v{LANES}f32.p0"
+    for r, v in places:
+        mask = has_room if v == vectors - 1 else ir.Constant(_BITS, LANES * [True])
+        source = builder.inttoptr(at(start, start_down, r, v), _POINTER)
+        target = builder.inttoptr(at(c, c_down, r, v), _POINTER)
+        begin = _ask(
+            builder,
+            f"llvm.masked.load.{kind}",
+            _VECTOR,
+            source,
+            _INT(_ITEM),
+            builder.and_(mask, has_start),
+            zeros,
+        )
+        total = _ask(
+            builder, f"llvm.fma.v{LANES}f32", _VECTOR, _in_all_lanes(builder, alpha), builder.load(sums[r, v]), begin
+        )  # fmt: skip
+        _ask(builder, f"llvm.masked.store.{kind}", ir.VoidType(), total, target, _INT(_ITEM), mask)
+
+
+@intrinsic
+def _transpose(typing_context, source, source_down, target, target_down):
+    """target = source^T, LANES rows and columns, without a single number moved by itself.
+
+    Two halves of the rows are shuffled into each other like cards, number by number. The place of a number, its row
+    and its column one after the other in binary, is thereby turned round by one digit; after log2(LANES) times row
+    and column have changed places.
+    """
+
+    def generate(context, builder, signature, arguments):
+        source, source_down, target, target_down = arguments
+        half = LANES // 2
+        orders = [
+            ir.Constant(_INTS, [first + i // 2 + i % 2 * LANES for i in range(LANES)]) for first in (0, half)
+        ]
+        rows = [
+            _load(builder, _offset(builder, source, (source_down, _SIZE(r))), _VECTOR) for r in range(LANES)
+        ]
+        for _ in range(half.bit_length()):
+            rows = [
+                builder.shuffle_vector(rows[i], rows[i + half], order)
+                for i in range(half)
+                for order in orders
+            ]
+        for r, row in enumerate(rows):
+            _store(builder, row, _offset(builder, target, (target_down, _SIZE(r))))
+        return context.get_dummy_value()
+
+    return types.void(*4 * [types.int64]), generate
+
+
+@intrinsic
+def _call(typing_context, function, arguments):
+    """Call the machine code of `_multiply` at an address, with a tuple of its arguments."""
+
+    def generate(context, builder, signature, given):
+        function, arguments = given
+        kinds = [context.get_value_type(kind) for kind in _SIGNATURE.args]
+        pointer = builder.inttoptr(function, ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+        builder.call(pointer, cgutils.unpack_tuple(builder, arguments))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.Tuple(_SIGNATURE.args)), generate

@@ -1,0 +1,72 @@
+"""The product in tiles, beyond the contract: other registers than this machine's, other numbers of threads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PRODUCTS = """
+import hashlib
+import json
+import numpy as np
+from minift_kernels import matmul, use_kernels
+from minift_kernels import tiles
+
+random = np.random.default_rng(0)
+errors, bits = [], []
+with use_kernels("numba_cpu_tiled"):
+    for rows, inner, columns in ((8, 16, 48), (47, 33, 130), (300, 100, 24), (9, 1700, 193), (64, 768, 384)):
+        a, b = (random.standard_normal(shape, dtype=np.float32) for shape in ((rows, inner), (inner, columns)))
+        bias = random.standard_normal(columns, dtype=np.float32)
+        exact = a.astype(np.float64) @ b.astype(np.float64) + bias
+        for left in (a, np.asfortranarray(a)):
+            for right in (b, np.asfortranarray(b)):
+                c = matmul.forward(left, right, bias)
+                errors.append(float(np.abs(c - exact).max() / np.abs(exact).max()))
+                bits.append(hashlib.sha256(c.tobytes()).hexdigest())
+print(json.dumps({"lanes": tiles.LANES, "error": max(errors), "bits": bits}))
+"""
+
+WITHOUT_AVX512 = """
+import llvmlite.binding
+features = llvmlite.binding.get_host_cpu_features()
+features["avx512f"] = False
+llvmlite.binding.get_host_cpu_features = lambda: features
+"""
+
+
+def run(code: str, **environment: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def other_cache(tmp_path):
+    """Machine code made for other registers must not stay behind for whoever comes next."""
+    return {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+
+def test_registers_of_eight_numbers(other_cache):
+    found = run(WITHOUT_AVX512 + PRODUCTS, **other_cache)
+    assert found["lanes"] == 8
+    assert found["error"] < 2e-6
+
+
+def test_the_number_of_threads_changes_no_bit():
+    one, two, three = (run(PRODUCTS, NUMBA_NUM_THREADS=str(threads)) for threads in (1, 2, 3))
+    assert one["error"] < 2e-6
+    assert one["bits"] == two["bits"] == three["bits"]
+
+
+def test_who_wishes_for_a_blas_gets_it():
+    code = """
+import json
+import numpy as np
+from minift_kernels import matmul
+print(json.dumps({"rung": matmul.ladder.choose(np.zeros(1, np.float32))}))"""
+    assert run(code, MINIFT_BLAS="openblas")["rung"] == "numba_cpu_blas"
