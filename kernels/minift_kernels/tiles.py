@@ -9,7 +9,8 @@ multiplications and additions.
     (a column)
 
 48 columns of b are first copied into the order in which the tiles read them, a panel. It stays in the second-level
-cache until all rows of a have gone by, which are read where they lie. Then the next 48 columns.
+cache until all rows of a have gone by, and the next 48 columns follow. a is read where it lies; only a large one that
+is transposed, of whose cache lines a step takes half, is copied too, block by block.
 
 Numba does not keep an array in registers. So the innermost loop is written in the language of its compiler, LLVM,
 where a register's worth of numbers is a type.
@@ -39,6 +40,12 @@ COLUMNS = VECTORS * LANES
 
 DEPTH = 768
 """Rows of a panel, at most: 150 kB."""
+
+KEPT = 8 << 20
+"""Bytes of a transposed a that are expected to stay in the third-level cache. A larger one is copied."""
+
+BLOCK, TOGETHER = 1024, 16
+"""Rows that are copied at a time, and how many of their tiles side by side: each of those lies on pages of its own."""
 
 PAY = bool(_HAS_AVX512) and BLAS == "NumPy's OpenBLAS" and not os.environ.get("MINIFT_BLAS")
 """Whether tiles take less time than BLAS. With the 16 registers of AVX2 they take as much as OpenBLAS, or more."""
@@ -97,26 +104,61 @@ def _multiply(
     a_down, a_across, b_down, b_across, start_down, c_down = (
         _ITEM * a_down, _ITEM * a_across, _ITEM * b_down, _ITEM * b_across, _ITEM * start_down, _ITEM * c_down,
     )  # fmt: skip
-    panel = np.empty((min(inner, DEPTH), COLUMNS), np.float32)
     parts = max(1, (inner + DEPTH - 1) // DEPTH)
-    for left in range(0, columns, COLUMNS):
-        width = min(COLUMNS, columns - left)
-        target = c + _ITEM * left
-        begin, begin_down = (start + _ITEM * left, start_down) if start != 0 else (0, 0)
+    panel = np.empty((min(inner, DEPTH), COLUMNS), np.float32)
+    in_place = a_across == _ITEM or rows * inner * _ITEM <= KEPT
+    most = rows if in_place else min(rows, BLOCK)
+    copied = np.empty((0 if in_place else most // ROWS, min(inner, DEPTH) + 1, ROWS), np.float32)
+    for top in range(0, rows, most):
+        height = min(most, rows - top)
         for part in range(parts):
-            top, bottom = inner * part // parts, inner * (part + 1) // parts
-            _pack(b + top * b_down + left * b_across, b_down, b_across, width, panel[: bottom - top])
-            r = 0
-            while r < rows:
-                height = ROWS if r + ROWS <= rows else 1
-                _tile(  # pyright: ignore[reportCallIssue]
-                    height, width, bottom - top, alpha,
-                    a + r * a_down + top * a_across, a_down, a_across, panel.ctypes.data,
-                    begin + r * begin_down, begin_down, target + r * c_down, c_down,
+            first, last = inner * part // parts, inner * (part + 1) // parts
+            block = a + top * a_down + first * a_across
+            if not in_place:
+                _copy_tiles(block, a_down, a_across, height, last - first, copied)
+            for left in range(0, columns, COLUMNS):
+                width = min(COLUMNS, columns - left)
+                _pack(b + first * b_down + left * b_across, b_down, b_across, width, panel[: last - first])
+                target = c + top * c_down + _ITEM * left
+                if part > 0:  # it adds to the sums of those before
+                    begin, begin_down = target, c_down
+                elif start != 0:
+                    begin, begin_down = start + top * start_down + _ITEM * left, start_down
+                else:
+                    begin, begin_down = 0, 0
+                _multiply_panel(
+                    height, width, last - first, alpha, block, a_down, a_across, copied, panel.ctypes.data,
+                    begin, begin_down, target, c_down,
                 )  # fmt: skip
-                r += height
-            # The next part adds to this one's sums: a sum of short sums rounds less than a long one.
-            begin, begin_down = target, c_down
+
+
+@inlined
+def _multiply_panel(
+    rows, width, inner, alpha, a, a_down, a_across, copied, panel, start, start_down, c, c_down
+):
+    """Tile after tile, down the columns of a panel. Of `rows` that fill no tile, each is one."""
+    r = 0
+    while r < rows:
+        height = ROWS if r + ROWS <= rows else 1
+        tile, down, across = a + r * a_down, a_down, a_across
+        if height == ROWS and len(copied) > 0:
+            tile, down, across = copied[r // ROWS].ctypes.data, _ITEM, _ITEM * ROWS
+        _tile(  # pyright: ignore[reportCallIssue]
+            height, width, inner, alpha, tile, down, across, panel,
+            start + r * start_down, start_down, c + r * c_down, c_down,
+        )  # fmt: skip
+        r += height
+
+
+@inlined
+def _copy_tiles(a, a_down, a_across, rows, depth, copied):
+    """Copy a block of a, the numbers of a tile's rows that a step takes side by side."""
+    whole = rows // ROWS
+    for together in range(0, whole, TOGETHER):
+        for k in range(depth):
+            for tile in range(together, min(together + TOGETHER, whole)):
+                for r in range(ROWS):
+                    copied[tile, k, r] = float32_array(a + k * a_across + (tile * ROWS + r) * a_down, 1)[0]
 
 
 @inlined
@@ -205,7 +247,7 @@ def _tile(
     typing_context,
     height, width, inner, alpha, a, a_down, a_across, panel, start, start_down, c, c_down,
 ):  # fmt: skip
-    """c = start + alpha a panel for one tile: of ROWS rows or one, and of 1 to COLUMNS columns."""
+    """c = start + alpha a panel for one tile, of ROWS rows or one, and of 1 to COLUMNS columns."""
 
     def generate(context, builder, signature, arguments):
         height, width, *others = arguments

@@ -36,6 +36,11 @@ features["avx512f"] = False
 llvmlite.binding.get_host_cpu_features = lambda: features
 """
 
+COPYING = """
+from minift_kernels import tiles
+tiles.KEPT, tiles.BLOCK = 0, 24
+"""
+
 
 def run(code: str, **environment: str) -> dict:
     done = subprocess.run(
@@ -55,6 +60,12 @@ def test_registers_of_eight_numbers(other_cache):
     found = run(WITHOUT_AVX512 + PRODUCTS, **other_cache)
     assert found["lanes"] == 8
     assert found["error"] < 2e-6
+
+
+def test_a_large_transposed_factor_is_copied_block_by_block(other_cache):
+    copied, in_place = run(COPYING + PRODUCTS, **other_cache), run(PRODUCTS)
+    assert copied["error"] < 2e-6
+    assert copied["bits"] == in_place["bits"]
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -166,12 +166,11 @@ def _add(total, row):
 def _multiply(product, in_tiles, part, parts):
     """One part of a product: some of the rows of c, or some of its columns."""
     rows, columns, inner, a, a_down, a_across, b, b_down, b_across, bias, c = product
-    tiled = (
-        in_tiles != 0 and rows >= tiles.ROWS
-    )  # to copy b for fewer rows would cost more than to multiply it
+    # To copy b for fewer rows costs more than to multiply it, and fewer columns leave most of a register empty.
+    tiled = in_tiles != 0 and min(rows, columns) >= tiles.ROWS
     row_unit, column_unit = (tiles.ROWS, tiles.COLUMNS) if tiled else (_BLAS_UNIT, _BLAS_UNIT)
     top, bottom, left, right = np.int64(0), rows, np.int64(0), columns
-    if _columns_are_cut(rows, columns, parts, column_unit, tiled):
+    if _columns_are_cut(rows, columns, parts, tiled):
         left, right = _share(columns, part, parts, column_unit)
     else:
         top, bottom = _share(rows, part, parts, row_unit)
@@ -188,7 +187,7 @@ def _multiply(product, in_tiles, part, parts):
 
 
 @inlined
-def _columns_are_cut(rows, columns, parts, unit, tiled):
+def _columns_are_cut(rows, columns, parts, tiled):
     """Whether each part has all rows and some of the columns, or the reverse.
 
     BLAS copies both factors, so the smaller one is shared. Tiles copy b alone: what counts is the largest part, and
@@ -196,9 +195,10 @@ def _columns_are_cut(rows, columns, parts, unit, tiled):
     """
     if not tiled:
         return columns > rows
-    most_rows, all_columns = (rows + parts - 1) // parts, (columns + unit - 1) // unit
-    most_columns = (all_columns + parts - 1) // parts
-    return (rows + _COPY) * most_columns <= (most_rows + _COPY) * all_columns
+    panels = (columns + tiles.COLUMNS - 1) // tiles.COLUMNS
+    registers = (columns + tiles.LANES - 1) // tiles.LANES
+    by_columns = (rows + _COPY) * tiles.VECTORS * ((panels + parts - 1) // parts)
+    return by_columns < ((rows + parts - 1) // parts + _COPY) * registers
 
 
 @inlined
