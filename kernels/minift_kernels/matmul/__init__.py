@@ -2,7 +2,7 @@
 
     reference               the array library's own product, then one more pass over c for the bias
     numba_cpu_blas          parts shared among the threads, BLAS on each, the bias added in cache
-    numba_cpu_tiled         the same with our own product: tiles in registers, the bias where sums begin
+    numba_cpu_tiled         the same with our own product: tiles in registers, the bias added as they are written
     numba_cuda_naive        one thread an element of c, in Python
     numba_cuda_tiled        tiles in shared memory
     cuda_c_naive            one thread an element, a warp down a column of c
