@@ -58,5 +58,5 @@ def versions() -> dict[str, str]:
         "minift": minift.__version__,
         "numpy": version("numpy"),
         "numba": version("numba"),
-        "its products in": "its own tiles" if tiles.PAY else str(BLAS),
+        "its products in": "its own tiles" if tiles.PAYS else str(BLAS),
     }

@@ -5,7 +5,7 @@ from importlib import metadata
 
 import numba
 import numpy as np
-from minift_kernels import OPERATIONS, gpu, tiles
+from minift_kernels import OPERATIONS, gpu
 from minift_kernels.host import BLAS
 
 from minift.device import gpu_name
@@ -35,9 +35,9 @@ def info() -> dict:
 
 
 def _products() -> str:
-    if BLAS is None:
-        return "numpy.matmul"
-    return f"minift's own, small ones in {BLAS}" if tiles.PAY else f"{BLAS}, called from compiled loops"
+    if OPERATIONS["matmul"].choose(np.empty(0, np.float32)) == "numba_cpu_tiled":
+        return f"minift's own, small ones in {BLAS}"
+    return f"{BLAS}, called from compiled loops" if BLAS else "numpy.matmul"
 
 
 def _versions() -> dict[str, str]:

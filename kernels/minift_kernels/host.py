@@ -26,6 +26,7 @@ import ctypes
 import gc
 import os
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -66,16 +67,17 @@ def compiled(function):
     return dispatcher
 
 
-def machine_code(function, signature) -> int:
-    """The address of a function's machine code, compiled for one signature and kept on disk.
+@cache
+def machine_code(function, signature) -> CFunc:
+    """A function compiled for one signature, and kept on disk; its `address` is what compiled loops call.
 
-    Compiled loops call it as they call BLAS, and need no copy of it: for what is large and wanted in several.
+    They call it as they call BLAS, and need no copy of it: for what is large and wanted in several.
     """
     callback = CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
     callback.enable_caching()
     _watch_shared_sources(callback)
     callback.compile()
-    return int(callback.address)  # pyright: ignore[reportArgumentType]
+    return callback
 
 
 def _watch_shared_sources(cached) -> None:

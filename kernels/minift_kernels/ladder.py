@@ -8,8 +8,8 @@ Every operation has a folder with its rungs. From the plainest to the fastest th
     cuda_c       CUDA C, whose last step is the default on a GPU
 
 The rungs of a family are steps that each add one thing: cuda_c_naive, cuda_c_shared, cuda_c_warp. The name of
-the family stands for its last step; for float32, for the last that computes in float32 and not in tf32. An
-operation that has none of the family runs as if nobody had wished for it.
+the family stands for its last step, of those that pay on this machine (`pays`); for float32, for the last that
+computes in float32 and not in tf32. An operation that has none of the family runs as if nobody had wished for it.
 
 The caller's wish comes first (`MINIFT_KERNELS=reference` in the environment, or
 `with use_kernels("cuda_c_naive"):`). Without a wish the array decides: NumPy float32 takes numba_cpu, CuPy

@@ -17,7 +17,6 @@ where a register's worth of numbers is a type.
 """
 
 import os
-from functools import cache
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -28,7 +27,15 @@ from numba.extending import intrinsic
 
 from minift_kernels.host import BLAS, blas_product, float32_array, inlined, machine_code
 
-_HAS_AVX512 = llvm.get_host_cpu_features().get("avx512f", False)
+
+def _has_avx512() -> bool:
+    try:
+        return bool(llvm.get_host_cpu_features().get("avx512f", False))
+    except RuntimeError:  # LLVM cannot tell, which happens on other processors than x86
+        return False
+
+
+_HAS_AVX512 = _has_avx512()
 
 LANES = 16 if _HAS_AVX512 else 8
 """How many float32 numbers a register holds."""
@@ -47,30 +54,34 @@ KEPT = 8 << 20
 BLOCK, TOGETHER = 1024, 16
 """Rows that are copied at a time, and how many of their tiles side by side: each of those lies on pages of its own."""
 
-PAY = bool(_HAS_AVX512) and BLAS == "NumPy's OpenBLAS" and not os.environ.get("MINIFT_BLAS")
+PAYS = (
+    _HAS_AVX512
+    and not os.environ.get("NUMBA_CPU_NAME")  # else Numba compiles for another processor than this
+    and BLAS == "NumPy's OpenBLAS"
+    and not os.environ.get("MINIFT_BLAS")
+)
 """Whether tiles take less time than BLAS. With the 16 registers of AVX2 they take as much as OpenBLAS, or more."""
 
 _ITEM = 4  # bytes of a float32
 
 
-@cache
 def multiply_address() -> int:
     """Where the machine code of the product lies, which compiled loops are given to call (`multiply`, `product`)."""
-    return machine_code(_multiply, _SIGNATURE)
+    return machine_code(_multiply, _SIGNATURE).address  # pyright: ignore[reportReturnType]
 
 
 @inlined
 def multiply(
-    function, rows, columns, inner, alpha,
+    in_tiles, rows, columns, inner, alpha,
     a, a_down, a_across, b, b_down, b_across, start, start_down, c, c_down,
 ):  # fmt: skip
-    """c = start + alpha a b on the core that asks, in compiled code; `function` is the `multiply_address`.
+    """c = start + alpha a b on the core that asks, in compiled code; `in_tiles` is the `multiply_address`.
 
     Of each matrix its address, and how far it is from one row and from one column to the next, in elements. `start` is
     a matrix, or one row for all rows where `start_down` is 0; there is none where its address is 0.
     """
     _call(  # pyright: ignore[reportCallIssue]
-        function,
+        in_tiles,
         (
             np.int64(rows), np.int64(columns), np.int64(inner), np.float32(alpha),
             a, np.int64(a_down), np.int64(a_across), b, np.int64(b_down), np.int64(b_across),
@@ -80,17 +91,17 @@ def multiply(
 
 
 @inlined
-def product(function, alpha, a, b, beta, c):
+def product(in_tiles, alpha, a, b, beta, c):
     """c = alpha a b + beta c, for views a (M, K), b (K, N), c (M, N) and beta 0 or 1, in compiled code.
 
-    BLAS has it where `function` is 0, and where a has so few rows that to copy b costs more than to multiply it.
+    BLAS has it where `in_tiles` is 0, and where a has so few rows that to copy b costs more than to multiply it.
     """
-    if function == 0 or len(a) < ROWS:
+    if in_tiles == 0 or len(a) < ROWS:
         blas_product(alpha, a, b, beta, c)
         return
     c_down = c.strides[0] // _ITEM
     multiply(
-        function, a.shape[0], b.shape[1], a.shape[1], alpha,
+        in_tiles, a.shape[0], b.shape[1], a.shape[1], alpha,
         a.ctypes.data, a.strides[0] // _ITEM, a.strides[1] // _ITEM,
         b.ctypes.data, b.strides[0] // _ITEM, b.strides[1] // _ITEM,
         c.ctypes.data if beta != 0 else 0, c_down, c.ctypes.data, c_down,
@@ -100,7 +111,7 @@ def product(function, alpha, a, b, beta, c):
 def _multiply(
     rows, columns, inner, alpha, a, a_down, a_across, b, b_down, b_across, start, start_down, c, c_down
 ):
-    """What `multiply` calls."""
+    """What `multiply` calls. From here on all distances are in bytes."""
     a_down, a_across, b_down, b_across, start_down, c_down = (
         _ITEM * a_down, _ITEM * a_across, _ITEM * b_down, _ITEM * b_across, _ITEM * start_down, _ITEM * c_down,
     )  # fmt: skip
@@ -163,7 +174,7 @@ def _copy_tiles(a, a_down, a_across, rows, depth, copied):
 
 @inlined
 def _pack(b, b_down, b_across, width, panel):
-    """Copy `width` columns of b into a panel, as many rows as it has. From here on all distances are in bytes."""
+    """Copy `width` columns of b into a panel, as many rows as it has."""
     address, down = panel.ctypes.data, _ITEM * COLUMNS
     if width < COLUMNS:  # what is there by chance may be slow to multiply, though nobody reads the result
         for k in range(len(panel)):
@@ -205,7 +216,7 @@ def _ask(builder, name, result, *arguments):
 
 
 def _offset(builder, address, *steps):
-    """address + the sum of all steps; a step is a distance, or a distance and how many times."""
+    """address + the sum of all steps, each a distance and how many times."""
     for distance, times in steps:
         address = builder.add(address, builder.mul(distance, times))
     return address
@@ -226,9 +237,9 @@ def _in_all_lanes(builder, value, kind=_VECTOR):
     )
 
 
-def _generate_prefetch(builder, address, to_write, level):
+def _generate_prefetch(builder, address, to_write, locality):
     pointer = builder.inttoptr(address, _POINTER)
-    _ask(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _INT(to_write), _INT(level), _INT(1))
+    _ask(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _INT(to_write), _INT(locality), _INT(1))
 
 
 @intrinsic
@@ -236,7 +247,7 @@ def _prefetch(typing_context, address):
     """Have the memory at an address brought into the second-level cache, while the work goes on."""
 
     def generate(context, builder, signature, arguments):
-        _generate_prefetch(builder, *arguments, to_write=0, level=2)
+        _generate_prefetch(builder, *arguments, to_write=0, locality=2)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -280,7 +291,7 @@ def _generate_tile(
     zeros = ir.Constant(_VECTOR, None)
     sums = {place: cgutils.alloca_once_value(builder, zeros) for place in places}
     for r, v in places:  # c is written at the end, but asked for now
-        _generate_prefetch(builder, at(c, c_down, r, v), to_write=1, level=3)
+        _generate_prefetch(builder, at(c, c_down, r, v), to_write=1, locality=3)
     with cgutils.for_range(builder, inner) as loop:
         column_of_a = _offset(builder, a, (a_across, loop.index))
         row_of_b = _offset(builder, panel, (_SIZE(_ITEM * COLUMNS), loop.index))
@@ -295,14 +306,14 @@ def _generate_tile(
     in_last = builder.trunc(builder.sub(width, _SIZE(LANES * (vectors - 1))), _INT)
     lanes = ir.Constant(_INTS, list(range(LANES)))
     has_room = builder.icmp_unsigned("<", lanes, _in_all_lanes(builder, in_last, _INTS))
-    # What a mask leaves out is not loaded, but from an address where nothing is that takes a processor very long.
+    # A masked load from no memory at all loads nothing, as it should, but slowly: without a start it is of the panel.
     is_given = builder.icmp_unsigned("!=", start, _SIZE(0))
     start, has_start = builder.select(is_given, start, panel), _in_all_lanes(builder, is_given, _BITS)
     kind = f"v{LANES}f32.p0"
     for r, v in places:
         mask = has_room if v == vectors - 1 else ir.Constant(_BITS, LANES * [True])
-        source = builder.inttoptr(at(start, start_down, r, v), _POINTER)
-        target = builder.inttoptr(at(c, c_down, r, v), _POINTER)
+        source = builder.inttoptr(at(start, start_down, r, v), _VECTOR.as_pointer())
+        target = builder.inttoptr(at(c, c_down, r, v), _VECTOR.as_pointer())
         begin = _ask(
             builder,
             f"llvm.masked.load.{kind}",

@@ -203,6 +203,18 @@ def test_indices_that_are_no_integers(rung):
                 call()
 
 
+@pytest.mark.parametrize("rung", ["numba_cpu_blas", "numba_cpu_tiled"])
+@pytest.mark.parametrize("rows", [5, 20])
+def test_what_the_stride_of_an_axis_of_one_says_is_not_believed(rung, rows):
+    column = np.arange(1.0, rows + 1, dtype=np.float32)[:, None]
+    row = np.arange(1.0, 31.0, dtype=np.float32)[None]
+    for a in (column[:, ::-1], np.lib.stride_tricks.as_strided(column, column.shape, (4, 0))):
+        for b in (row[::-1], np.lib.stride_tricks.as_strided(row, row.shape, (0, 4))):
+            with use_kernels(rung):
+                assert (matmul.forward(a, b) == column * row).all()
+                assert (matmul.forward(b.T, a.T) == (column * row).T).all()
+
+
 @pytest.mark.parametrize("rung", ["reference", "numba_cpu", "cuda_c"])
 def test_numbers_that_lie_apart_by_no_whole_number_of_themselves(rung):
     """A column of records, whose rows are 6 bytes apart."""

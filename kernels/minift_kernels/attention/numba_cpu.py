@@ -13,7 +13,7 @@ from minift_kernels.attention import reference
 from minift_kernels.host import HAS_SGEMM, compiled, contiguous, float32_array, inlined, single_threaded_blas
 from minift_kernels.math32 import exp, largest
 from minift_kernels.philox import drop, keep_scale, philox_words, word_threshold
-from minift_kernels.tiles import PAY, multiply_address, product
+from minift_kernels.tiles import PAYS, multiply_address, product
 
 _SCORES = 1 << 15
 """Scores of a block of queries against all keys, at most (but at least 8 queries): 128 kB of cache."""
@@ -34,7 +34,7 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
             np.float32(scale),
             causal,
             _mask(dropout, key),
-            multiply_address() if PAY else 0,
+            multiply_address() if PAYS else 0,
             out,
             logsumexp,
         )
@@ -62,7 +62,7 @@ def backward(
             np.float32(scale),
             causal,
             _mask(dropout, key),
-            multiply_address() if PAY else 0,
+            multiply_address() if PAYS else 0,
             dq,
             dk,
             dv,
@@ -82,17 +82,17 @@ def _mask(dropout, key):
 
 
 @compiled
-def _forward(q, k, v, q_segments, k_segments, scale, causal, mask, tiles, out, logsumexp):
+def _forward(q, k, v, q_segments, k_segments, scale, causal, mask, in_tiles, out, logsumexp):
     heads, texts = len(logsumexp), len(q_segments)
     for task in prange(heads * texts):
         n, text = task // texts, task % texts
         _forward_task(
-            n, q_segments[text], k_segments[text], q, k, v, scale, causal, mask, tiles, out, logsumexp
+            n, q_segments[text], k_segments[text], q, k, v, scale, causal, mask, in_tiles, out, logsumexp
         )
 
 
 @inlined
-def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, tiles, out, logsumexp):
+def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, in_tiles, out, logsumexp):
     """One text, one head."""
     heads = len(logsumexp)
     size = q.shape[1] // heads
@@ -108,18 +108,20 @@ def _forward_task(n, q_segment, k_segment, q, k, v, scale, causal, mask, tiles, 
         columns = _seen(end - 1, q, k, causal)
         if columns > 0:
             scores = score_buffer[: end - start, :columns]
-            product(tiles, scale, q[start:end], k[:columns].T, 0, scores)
+            product(in_tiles, scale, q[start:end], k[:columns].T, 0, scores)
             for i in range(start, end):
                 row = score_buffer[i - start]
                 logsumexp[i] = _softmax(row, _seen(i, q, k, causal))
                 if mask[0] > 0:
                     _draw(words, q_segment[0] + i, n, mask)
                     drop(row, words, mask[0], mask[1])
-            product(tiles, 1, scores, v[:columns], 0, out[start:end])
+            product(in_tiles, 1, scores, v[:columns], 0, out[start:end])
 
 
 @compiled
-def _backward(dout, q, k, v, out, logsumexp, q_segments, k_segments, scale, causal, mask, tiles, dq, dk, dv):
+def _backward(
+    dout, q, k, v, out, logsumexp, q_segments, k_segments, scale, causal, mask, in_tiles, dq, dk, dv
+):
     heads, texts = len(logsumexp), len(q_segments)
     key_heads = heads * k.shape[1] // q.shape[1]
     group = heads // key_heads
@@ -129,13 +131,13 @@ def _backward(dout, q, k, v, out, logsumexp, q_segments, k_segments, scale, caus
         for n in range(m * group, (m + 1) * group):
             _backward_task(
                 n, m, q_segments[text], k_segments[text],
-                dout, q, k, v, out, logsumexp, scale, causal, mask, tiles, dq, dk, dv,
+                dout, q, k, v, out, logsumexp, scale, causal, mask, in_tiles, dq, dk, dv,
             )  # fmt: skip
 
 
 @inlined
 def _backward_task(
-    n, m, q_segment, k_segment, dout, q, k, v, out, logsumexp, scale, causal, mask, tiles, dq, dk, dv
+    n, m, q_segment, k_segment, dout, q, k, v, out, logsumexp, scale, causal, mask, in_tiles, dq, dk, dv
 ):
     """One text, one query head n and the key head m that it looks at."""
     size = q.shape[1] // len(logsumexp)
@@ -155,8 +157,8 @@ def _backward_task(
         if columns > 0:
             probabilities = probability_buffer[: end - start, :columns]
             dscores = dscore_buffer[: end - start, :columns]
-            product(tiles, scale, q[start:end], k[:columns].T, 0, probabilities)
-            product(tiles, 1, dout[start:end], v[:columns].T, 0, dscores)
+            product(in_tiles, scale, q[start:end], k[:columns].T, 0, probabilities)
+            product(in_tiles, 1, dout[start:end], v[:columns].T, 0, dscores)
             for i in range(start, end):
                 p, ds = probability_buffer[i - start], dscore_buffer[i - start]
                 _probabilities(p, logsumexp[i], _seen(i, q, k, causal))
@@ -166,9 +168,9 @@ def _backward_task(
                 _softmax_backward(ds, p, _row(dout, i), _row(out, i))
                 if mask[0] > 0:
                     drop(p, words, mask[0], mask[1])
-            product(tiles, 1, probabilities.T, dout[start:end], 1, dv[:columns])
-            product(tiles, scale, dscores.T, q[start:end], 1, dk[:columns])
-            product(tiles, scale, dscores, k[:columns], 0, dq[start:end])
+            product(in_tiles, 1, probabilities.T, dout[start:end], 1, dv[:columns])
+            product(in_tiles, scale, dscores.T, q[start:end], 1, dk[:columns])
+            product(in_tiles, scale, dscores, k[:columns], 0, dq[start:end])
 
 
 @inlined

@@ -1,13 +1,13 @@
 """Rungs 2 and 3, compiled loops: a product is cut into parts, and each thread multiplies its own.
 
-A part goes to BLAS, which then uses that one thread, or to our own product in tiles. Both copy what they multiply into
-the order in which they read it, and two threads that share a factor both copy it. So a product is cut where least is
-copied twice; and the two products of a linear layer's backward are not cut on two threads: each takes a whole one, and
-its part of the columns whose sum is the bias's gradient.
+A part goes to BLAS, which then uses that one thread, or to our own product in tiles. BLAS copies both factors into the
+order in which it reads them, tiles copy b, and two threads that share a factor both copy it. So a product is cut where
+least is copied twice; and the two products of a linear layer's backward are not cut on two threads: each takes a whole
+one, and its part of the columns whose sum is the bias's gradient.
 
 BLAS's own threads are as fast at one product, but between products they spin, and the loops of all other
 operations wait. The order in which BLAS adds up depends on the shape of a part, so another number of threads
-may change the last bits. That of tiles does not."""
+may change the last bits. That of tiles does not, but what is too small for them goes to BLAS."""
 
 from math import gcd
 
@@ -108,7 +108,7 @@ class Tiled(_InParts):
     """Rung 3, our own product, in tiles that fit into a core's registers: see `tiles.py`."""
 
     tiled = True
-    pays = tiles.PAY
+    pays = tiles.PAYS
 
 
 blas, tiled = Blas(), Tiled()
@@ -117,23 +117,22 @@ blas, tiled = Blas(), Tiled()
 def _layout(x):
     """x, or a copy if BLAS cannot read it where it is: one of its axes must be contiguous, the other in whole items."""
     check_dtype(x)
-    down, across = (stride // _ITEM for stride in x.strides)
+    down, across = _distances(x)
     if x.flags.aligned and ((across == 1 and down >= x.shape[1]) or (down == 1 and across >= x.shape[0])):
         return x
     return np.ascontiguousarray(x)
 
 
+def _distances(x):
+    """How many elements it is from one row, and from one column, to the next. A stride of an axis of 1 says nothing."""
+    down = x.strides[0] // _ITEM if x.shape[0] > 1 and x.size > 0 else max(1, x.shape[1])
+    return down, x.strides[1] // _ITEM if x.shape[1] > 1 and x.size > 0 else 1
+
+
 def _product(a, b, c, bias=None):
     """What there is to know of c = a b + bias: shape, then of each array its address, and how it lies there."""
     start = 0 if bias is None else address(bias)
-    return (*c.shape, a.shape[1], *_place(a), *_place(b), start, address(c))
-
-
-def _place(x):
-    """Where x begins, and how many elements it is from one row, and from one column, to the next."""
-    if x.size == 0:  # whose strides say nothing
-        return address(x), max(1, x.shape[1]), 1
-    return address(x), x.strides[0] // _ITEM, x.strides[1] // _ITEM
+    return (*c.shape, a.shape[1], address(a), *_distances(a), address(b), *_distances(b), start, address(c))
 
 
 @compiled
