@@ -282,7 +282,7 @@ def _generate_tile(
 ):
     """The tile of this many rows and registers: its loops over both are unrolled, so they are part of the code."""
     places = [(r, v) for r in range(rows) for v in range(vectors)]
-    register = _SIZE(_ITEM * LANES)
+    register, fma = _SIZE(_ITEM * LANES), f"llvm.fma.v{LANES}f32"
 
     def at(matrix, down, r, v):
         return _offset(builder, matrix, (down, _SIZE(r)), (register, _SIZE(v)))
@@ -300,7 +300,7 @@ def _generate_tile(
             of_a = _in_all_lanes(builder, _load(builder, at(column_of_a, a_down, r, 0), _FLOAT))
             for v in range(vectors):
                 before = builder.load(sums[r, v])
-                total = _ask(builder, f"llvm.fma.v{LANES}f32", _VECTOR, of_a, of_b[v], before)
+                total = _ask(builder, fma, _VECTOR, of_a, of_b[v], before)
                 builder.store(total, sums[r, v])
     # Of the last register in a row, c may have room for a part only.
     in_last = builder.trunc(builder.sub(width, _SIZE(LANES * (vectors - 1))), _INT)
@@ -309,23 +309,14 @@ def _generate_tile(
     # A masked load from no memory at all loads nothing, as it should, but slowly: without a start it is of the panel.
     is_given = builder.icmp_unsigned("!=", start, _SIZE(0))
     start, has_start = builder.select(is_given, start, panel), _in_all_lanes(builder, is_given, _BITS)
-    kind = f"v{LANES}f32.p0"
+    kind, factor = f"v{LANES}f32.p0", _in_all_lanes(builder, alpha)
     for r, v in places:
         mask = has_room if v == vectors - 1 else ir.Constant(_BITS, LANES * [True])
         source = builder.inttoptr(at(start, start_down, r, v), _VECTOR.as_pointer())
         target = builder.inttoptr(at(c, c_down, r, v), _VECTOR.as_pointer())
-        begin = _ask(
-            builder,
-            f"llvm.masked.load.{kind}",
-            _VECTOR,
-            source,
-            _INT(_ITEM),
-            builder.and_(mask, has_start),
-            zeros,
-        )
-        total = _ask(
-            builder, f"llvm.fma.v{LANES}f32", _VECTOR, _in_all_lanes(builder, alpha), builder.load(sums[r, v]), begin
-        )  # fmt: skip
+        given = builder.and_(mask, has_start)
+        begin = _ask(builder, f"llvm.masked.load.{kind}", _VECTOR, source, _INT(_ITEM), given, zeros)
+        total = _ask(builder, fma, _VECTOR, factor, builder.load(sums[r, v]), begin)
         _ask(builder, f"llvm.masked.store.{kind}", ir.VoidType(), total, target, _INT(_ITEM), mask)
 
 

@@ -61,8 +61,7 @@ def test_stays_inside_its_arrays(operation, rung, inputs, monkeypatch):
     inputs = changed(inputs, as_float32)
     want = run(operation, rung, inputs)
     numpy = GuardedNumpy()
-    rung_itself = LADDERS[operation].rungs[rung]
-    module = inspect.getmodule(rung_itself if inspect.ismodule(rung_itself) else type(rung_itself))
+    module = inspect.getmodule(LADDERS[operation].rungs[rung])
     if hasattr(module, "np"):
         monkeypatch.setattr(module, "np", numpy)  # what it allocates for its results
     guards = []

@@ -5,14 +5,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from minift_kernels import attention
 
 PRODUCTS = """
 import hashlib
 import json
 import numpy as np
-from minift_kernels import matmul, use_kernels
-from minift_kernels import tiles
+from minift_kernels import matmul, tiles, use_kernels
 
 random = np.random.default_rng(0)
 errors, bits = [], []
@@ -72,6 +73,23 @@ def test_the_number_of_threads_changes_no_bit():
     one, two, three = (run(PRODUCTS, NUMBA_NUM_THREADS=str(threads)) for threads in (1, 2, 3))
     assert one["error"] < 2e-6
     assert one["bits"] == two["bits"] == three["bits"]
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_attention_in_tiles_and_in_blas(pays, monkeypatch):
+    monkeypatch.setattr(attention.numba_cpu, "PAYS", pays)
+    random = np.random.default_rng(0)
+    q, k, v, dout = (random.standard_normal((75, 60)) for _ in range(4))
+    segments = np.array([[0, 50], [50, 53], [53, 75]])
+    options = (segments, segments, 3, 20**-0.5, True)  # heads, scale, causal
+
+    def run_in(dtype):
+        arrays = [x.astype(dtype) for x in (q, k, v, dout)]
+        out, logsumexp = attention.forward(*arrays[:3], *options)
+        return out, *attention.backward(arrays[3], *arrays[:3], out, logsumexp, *options)
+
+    for found, exact in zip(run_in(np.float32), run_in(np.float64), strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
 def test_who_wishes_for_a_blas_gets_it():
