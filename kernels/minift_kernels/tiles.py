@@ -9,11 +9,15 @@ multiplications and additions.
     (a column)
 
 48 columns of b are first copied into the order in which the tiles read them, a panel. It stays in the second-level
-cache until all rows of a have gone by, and the next 48 columns follow. a is read where it lies; only a large one that
-is transposed, of whose cache lines a step takes half, is copied too, block by block.
+cache until all rows of a have gone by, and the next 48 columns follow. a is read where it lies; only if it is
+transposed, so that each of a tile's steps would read from another page of memory, it is copied too, block by block.
 
 Numba does not keep an array in registers. So the innermost loop is written in the language of its compiler, LLVM,
 where a register's worth of numbers is a type.
+
+A step is 24 multiply-adds, two a cycle, and 11 loads. That is nearly all that a core of Intel's can start in these 12
+cycles while a neighbour has its other thread: 36 instructions. So the loop over the inner axis is unrolled, and
+compiled for each way in which a may lie: then hardly anything else is left in it.
 """
 
 import os
@@ -48,11 +52,14 @@ COLUMNS = VECTORS * LANES
 DEPTH = 768
 """Rows of a panel, at most: 150 kB."""
 
-KEPT = 8 << 20
-"""Bytes of a transposed a that are expected to stay in the third-level cache. A larger one is copied."""
-
 BLOCK, TOGETHER = 1024, 16
-"""Rows that are copied at a time, and how many of their tiles side by side: each of those lies on pages of its own."""
+"""Rows of a that are copied at a time, and how many of their tiles in turn: each of those lies on pages of its own."""
+
+AHEAD = 8
+"""A row of b is asked for so many rows before it is copied."""
+
+UNROLLED = 8
+"""Steps along the inner axis between two looks at whether it has ended."""
 
 PAYS = (
     _HAS_AVX512
@@ -62,7 +69,7 @@ PAYS = (
 )
 """Whether tiles take less time than BLAS. With the 16 registers of AVX2 they take as much as OpenBLAS, or more."""
 
-_ITEM = 4  # bytes of a float32
+_ITEM, _LINE = 4, 64  # bytes of a float32, and of what a cache fetches at once
 
 
 def multiply_address() -> int:
@@ -77,8 +84,9 @@ def multiply(
 ):  # fmt: skip
     """c = start + alpha a b on the core that asks, in compiled code; `in_tiles` is the `multiply_address`.
 
-    Of each matrix its address, and how far it is from one row and from one column to the next, in elements. `start` is
-    a matrix, or one row for all rows where `start_down` is 0; there is none where its address is 0.
+    Of each matrix its address, and how far it is from one row and from one column to the next, in elements; one of a's
+    two distances is 1. `start` is a matrix, or one row for all rows where `start_down` is 0; there is none where its
+    address is 0.
     """
     _call(  # pyright: ignore[reportCallIssue]
         in_tiles,
@@ -117,7 +125,7 @@ def _multiply(
     )  # fmt: skip
     parts = max(1, (inner + DEPTH - 1) // DEPTH)
     panel = np.empty((min(inner, DEPTH), COLUMNS), np.float32)
-    in_place = a_across == _ITEM or rows * inner * _ITEM <= KEPT
+    in_place = a_across == _ITEM
     most = rows if in_place else min(rows, BLOCK)
     copied = np.empty((0 if in_place else most // ROWS, min(inner, DEPTH) + 1, ROWS), np.float32)
     for top in range(0, rows, most):
@@ -126,7 +134,7 @@ def _multiply(
             first, last = inner * part // parts, inner * (part + 1) // parts
             block = a + top * a_down + first * a_across
             if not in_place:
-                _copy_tiles(block, a_down, a_across, height, last - first, copied)
+                _copy_tiles(block, a_across, height, last - first, copied)
             for left in range(0, columns, COLUMNS):
                 width = min(COLUMNS, columns - left)
                 _pack(b + first * b_down + left * b_across, b_down, b_across, width, panel[: last - first])
@@ -162,14 +170,19 @@ def _multiply_panel(
 
 
 @inlined
-def _copy_tiles(a, a_down, a_across, rows, depth, copied):
-    """Copy a block of a, the numbers of a tile's rows that a step takes side by side."""
+def _copy_tiles(a, a_across, rows, depth, copied):
+    """Copy a block of a transposed a, the numbers of a tile's rows that a step takes side by side."""
     whole = rows // ROWS
-    for together in range(0, whole, TOGETHER):
-        for k in range(depth):
-            for tile in range(together, min(together + TOGETHER, whole)):
-                for r in range(ROWS):
-                    copied[tile, k, r] = float32_array(a + k * a_across + (tile * ROWS + r) * a_down, 1)[0]
+    for left in range(0, whole, TOGETHER):
+        for k in range(0, depth, UNROLLED):
+            for tile in range(left, min(left + TOGETHER, whole)):
+                source, target = a + k * a_across + _ITEM * ROWS * tile, copied[tile, k:]
+                if k + UNROLLED <= depth:
+                    _copy_steps(source, a_across, target.ctypes.data)  # pyright: ignore[reportCallIssue]
+                    continue
+                for step in range(depth - k):
+                    for r in range(ROWS):
+                        target[step, r] = float32_array(source + step * a_across, ROWS)[r]
 
 
 @inlined
@@ -182,6 +195,8 @@ def _pack(b, b_down, b_across, width, panel):
                 panel[k, j] = 0
     if b_across == _ITEM:
         for k in range(len(panel)):
+            for place in range(0, down, _LINE):
+                _prefetch(b + (k + AHEAD) * b_down + place)  # pyright: ignore[reportCallIssue]
             values, places = float32_array(b + k * b_down, width), float32_array(address + k * down, width)
             for j in range(width):
                 places[j] = values[j]
@@ -204,7 +219,7 @@ def _pack(b, b_down, b_across, width, panel):
 # In LLVM's language
 
 _INT, _SIZE, _FLOAT, _POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(8).as_pointer()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
+_VECTOR, _COLUMN = ir.VectorType(_FLOAT, LANES), ir.VectorType(_FLOAT, ROWS)
 _INTS, _BITS = ir.VectorType(_INT, LANES), ir.VectorType(ir.IntType(1), LANES)
 _SIGNATURE = types.void(*3 * [types.int64], types.float32, *10 * [types.int64])
 
@@ -254,27 +269,54 @@ def _prefetch(typing_context, address):
 
 
 @intrinsic
+def _copy_steps(typing_context, source, source_down, target):
+    """Copy what UNROLLED steps of a tile take of a, each of which lies in a row of its own."""
+
+    def generate(context, builder, signature, arguments):
+        source, source_down, target = arguments
+        for step in range(UNROLLED):
+            numbers = _load(builder, _offset(builder, source, (source_down, _SIZE(step))), _COLUMN)
+            _store(builder, numbers, builder.add(target, _SIZE(step * _ITEM * ROWS)))
+        return context.get_dummy_value()
+
+    return types.void(*3 * [types.int64]), generate
+
+
+@intrinsic
 def _tile(
     typing_context,
     height, width, inner, alpha, a, a_down, a_across, panel, start, start_down, c, c_down,
 ):  # fmt: skip
-    """c = start + alpha a panel for one tile, of ROWS rows or one, and of 1 to COLUMNS columns."""
+    """c = start + alpha a panel for one tile, of ROWS rows or one, and of 1 to COLUMNS columns.
+
+    ROWS rows of a lie one by one, as they came, or number beside number, as they were copied; a single one as it came.
+    """
 
     def generate(context, builder, signature, arguments):
-        height, width, *others = arguments
+        height, width, inner, alpha, a, a_down, a_across, *others = arguments
         vectors = builder.udiv(builder.add(width, _SIZE(LANES - 1)), _SIZE(LANES))
-        for rows in (ROWS, 1):
+        item = _SIZE(_ITEM)
+        in_rows, copied, single = (
+            (ROWS, a_down, item),
+            (ROWS, item, _SIZE(_ITEM * ROWS)),
+            (1, a_down, a_across),
+        )
+        for rows, down, across in (in_rows, copied, single):
             for count in range(1, VECTORS + 1):
-                of_this_size = builder.and_(
-                    builder.icmp_unsigned("==", height, _SIZE(rows)),
-                    builder.icmp_unsigned("==", vectors, _SIZE(count)),
-                )
-                with builder.if_then(of_this_size):
-                    _generate_tile(builder, rows, count, width, *others)
+                pairs = (height, _SIZE(rows)), (a_across, across), (vectors, _SIZE(count))
+                with builder.if_then(_all_equal(builder, *pairs)):
+                    _generate_tile(builder, rows, count, width, inner, alpha, a, down, across, *others)
         return context.get_dummy_value()
 
     sizes, float32 = [types.int64], [types.float32]
     return types.void(*3 * sizes, *float32, *8 * sizes), generate
+
+
+def _all_equal(builder, *pairs):
+    result = ir.Constant(ir.IntType(1), 1)
+    for one, other in pairs:
+        result = builder.and_(result, builder.icmp_unsigned("==", one, other))
+    return result
 
 
 def _generate_tile(
@@ -287,21 +329,27 @@ def _generate_tile(
     def at(matrix, down, r, v):
         return _offset(builder, matrix, (down, _SIZE(r)), (register, _SIZE(v)))
 
+    def multiply_and_add(k):
+        column_of_a = _offset(builder, a, (a_across, k))
+        row_of_b = _offset(builder, panel, (_SIZE(_ITEM * COLUMNS), k))
+        of_b = [_load(builder, at(row_of_b, _SIZE(0), 0, v), _VECTOR) for v in range(vectors)]
+        for r in range(rows):
+            of_a = _in_all_lanes(builder, _load(builder, at(column_of_a, a_down, r, 0), _FLOAT))
+            for v in range(vectors):
+                total = _ask(builder, fma, _VECTOR, of_a, of_b[v], builder.load(sums[r, v]))
+                builder.store(total, sums[r, v])
+
     # The compiler keeps these variables, whose address nobody takes, in registers.
     zeros = ir.Constant(_VECTOR, None)
     sums = {place: cgutils.alloca_once_value(builder, zeros) for place in places}
     for r, v in places:  # c is written at the end, but asked for now
         _generate_prefetch(builder, at(c, c_down, r, v), to_write=1, locality=3)
-    with cgutils.for_range(builder, inner) as loop:
-        column_of_a = _offset(builder, a, (a_across, loop.index))
-        row_of_b = _offset(builder, panel, (_SIZE(_ITEM * COLUMNS), loop.index))
-        of_b = [_load(builder, at(row_of_b, _SIZE(0), 0, v), _VECTOR) for v in range(vectors)]
-        for r in range(rows):
-            of_a = _in_all_lanes(builder, _load(builder, at(column_of_a, a_down, r, 0), _FLOAT))
-            for v in range(vectors):
-                before = builder.load(sums[r, v])
-                total = _ask(builder, fma, _VECTOR, of_a, of_b[v], before)
-                builder.store(total, sums[r, v])
+    whole = builder.and_(inner, _SIZE(-UNROLLED))
+    with cgutils.for_range_slice(builder, _SIZE(0), whole, _SIZE(UNROLLED)) as (first, _):
+        for step in range(UNROLLED):
+            multiply_and_add(builder.add(first, _SIZE(step)))
+    with cgutils.for_range_slice(builder, whole, inner, _SIZE(1)) as (k, _):
+        multiply_and_add(k)
     # Of the last register in a row, c may have room for a part only.
     in_last = builder.trunc(builder.sub(width, _SIZE(LANES * (vectors - 1))), _INT)
     lanes = ir.Constant(_INTS, list(range(LANES)))
