@@ -9,15 +9,17 @@ multiplications and additions.
     (a column)
 
 48 columns of b are first copied into the order in which the tiles read them, a panel. It stays in the second-level
-cache until all rows of a have gone by, and the next 48 columns follow. a is read where it lies; only if it is
-transposed, so that each of a tile's steps would read from another page of memory, it is copied too, block by block.
+cache until all rows of a have gone by, and the next 48 columns follow. a is read where it lies. Only if it is
+transposed, so that each of a tile's steps would read far from the last, in a large matrix from another page of memory,
+it is copied too: a block of rows at a time, and the panels once more for each block.
 
 Numba does not keep an array in registers. So the innermost loop is written in the language of its compiler, LLVM,
 where a register's worth of numbers is a type.
 
-A step is 24 multiply-adds, two a cycle, and 11 loads. That is nearly all that a core of Intel's can start in these 12
-cycles while a neighbour has its other thread: 36 instructions. So the loop over the inner axis is unrolled, and
-compiled for each way in which a may lie: then hardly anything else is left in it.
+A step is 24 multiply-adds, of which a core does two a cycle, and 11 loads: 35 instructions in 12 cycles. A recent core
+of Intel's starts six a cycle, but shares them between two threads: if another program runs on the second, 36 are left.
+So nothing else should be in the loop over the inner axis. It is unrolled, and compiled for each way in which a may lie,
+so that where its numbers are costs no arithmetic.
 """
 
 import os
@@ -53,13 +55,13 @@ DEPTH = 768
 """Rows of a panel, at most: 150 kB."""
 
 BLOCK, TOGETHER = 1024, 16
-"""Rows of a that are copied at a time, and how many of their tiles in turn: each of those lies on pages of its own."""
+"""Rows of a that are copied at a time, and how many of their tiles in turn: the copies lie on pages of their own."""
 
 AHEAD = 8
-"""A row of b is asked for so many rows before it is copied."""
+"""A row of b, where b is not transposed, is asked for so many rows before it is copied."""
 
 UNROLLED = 8
-"""Steps along the inner axis between two looks at whether it has ended."""
+"""Steps along the inner axis between two looks at whether it has ended, and that are copied for one tile in turn."""
 
 PAYS = (
     _HAS_AVX512
@@ -67,7 +69,7 @@ PAYS = (
     and BLAS == "NumPy's OpenBLAS"
     and not os.environ.get("MINIFT_BLAS")
 )
-"""Whether tiles take less time than BLAS. With the 16 registers of AVX2 they take as much as OpenBLAS, or more."""
+"""Whether tiles take less time than BLAS: than OpenBLAS where there is AVX-512, than MKL nowhere so far."""
 
 _ITEM, _LINE = 4, 64  # bytes of a float32, and of what a cache fetches at once
 
@@ -127,6 +129,7 @@ def _multiply(
     panel = np.empty((min(inner, DEPTH), COLUMNS), np.float32)
     in_place = a_across == _ITEM
     most = rows if in_place else min(rows, BLOCK)
+    # One row more than needed: copies that lie a multiple of 4 kB apart push each other out of the cache.
     copied = np.empty((0 if in_place else most // ROWS, min(inner, DEPTH) + 1, ROWS), np.float32)
     for top in range(0, rows, most):
         height = min(most, rows - top)
@@ -270,7 +273,10 @@ def _prefetch(typing_context, address):
 
 @intrinsic
 def _copy_steps(typing_context, source, source_down, target):
-    """Copy what UNROLLED steps of a tile take of a, each of which lies in a row of its own."""
+    """Copy what UNROLLED steps of a tile take of a transposed a, each of them ROWS numbers that lie side by side.
+
+    As so many are loaded one after the other, the memory looks for all of them at once.
+    """
 
     def generate(context, builder, signature, arguments):
         source, source_down, target = arguments
@@ -289,7 +295,8 @@ def _tile(
 ):  # fmt: skip
     """c = start + alpha a panel for one tile, of ROWS rows or one, and of 1 to COLUMNS columns.
 
-    ROWS rows of a lie one by one, as they came, or number beside number, as they were copied; a single one as it came.
+    ROWS rows of a are read where they lie, each row's numbers side by side, or from the copy, each step's numbers side
+    by side. A single row is read where it lies, whatever the distance between its numbers.
     """
 
     def generate(context, builder, signature, arguments):

@@ -63,10 +63,11 @@ def test_registers_of_eight_numbers(other_cache):
     assert found["error"] < 2e-6
 
 
-def test_a_large_transposed_factor_is_copied_block_by_block(other_cache):
+def test_a_transposed_factor_is_copied_block_by_block(other_cache):
     in_blocks, at_once = run(SMALL_BLOCKS + PRODUCTS, **other_cache), run(PRODUCTS)
     assert in_blocks["error"] < 2e-6
     assert in_blocks["bits"] == at_once["bits"]
+    assert at_once["bits"][0::4] == at_once["bits"][2::4], "a in rows and a transposed, b in rows"
 
 
 def test_the_number_of_threads_changes_no_bit():

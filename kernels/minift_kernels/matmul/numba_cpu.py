@@ -1,9 +1,9 @@
 """Rungs 2 and 3, compiled loops: a product is cut into parts, and each thread multiplies its own.
 
 A part goes to BLAS, which then uses that one thread, or to our own product in tiles. BLAS copies both factors into the
-order in which it reads them, tiles copy b, and two threads that share a factor both copy it. So a product is cut where
-least is copied twice; and the two products of a linear layer's backward are not cut on two threads: each takes a whole
-one, and its part of the columns whose sum is the bias's gradient.
+order in which it reads them, tiles copy b, and a if it is transposed; two threads that share a factor both copy it. So
+a product is cut where least is copied twice; and the two products of a linear layer's backward are not cut on two
+threads: each takes a whole one, and its part of the columns whose sum is the bias's gradient.
 
 BLAS's own threads are as fast at one product, but between products they spin, and the loops of all other
 operations wait. The order in which BLAS adds up depends on the shape of a part, so another number of threads
@@ -189,8 +189,8 @@ def _multiply(product, in_tiles, part, parts):
 def _columns_are_cut(rows, columns, parts, tiled):
     """Whether each part has all rows and some of the columns, or the reverse.
 
-    BLAS copies both factors, so the smaller one is shared. Tiles copy b alone: what counts is the largest part, and
-    how much of b it copies.
+    BLAS copies both factors, so the smaller one is shared. With tiles it is the largest part that counts, and how much
+    of b it copies; that a is copied too where it is transposed changes little.
     """
     if not tiled:
         return columns > rows
