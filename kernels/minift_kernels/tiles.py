@@ -182,10 +182,10 @@ def _copy_tiles(a, a_across, rows, depth, copied):
                 source, target = a + k * a_across + _ITEM * ROWS * tile, copied[tile, k:]
                 if k + UNROLLED <= depth:
                     _copy_steps(source, a_across, target.ctypes.data)  # pyright: ignore[reportCallIssue]
-                    continue
-                for step in range(depth - k):
-                    for r in range(ROWS):
-                        target[step, r] = float32_array(source + step * a_across, ROWS)[r]
+                else:  # the last steps, number by number
+                    for step in range(depth - k):
+                        for r in range(ROWS):
+                            target[step, r] = float32_array(source + step * a_across, ROWS)[r]
 
 
 @inlined
@@ -337,6 +337,7 @@ def _generate_tile(
         return _offset(builder, matrix, (down, _SIZE(r)), (register, _SIZE(v)))
 
     def multiply_and_add(k):
+        """Step k: add a's column times the panel's row to all sums."""
         column_of_a = _offset(builder, a, (a_across, k))
         row_of_b = _offset(builder, panel, (_SIZE(_ITEM * COLUMNS), k))
         of_b = [_load(builder, at(row_of_b, _SIZE(0), 0, v), _VECTOR) for v in range(vectors)]

@@ -190,7 +190,7 @@ def _columns_are_cut(rows, columns, parts, tiled):
     """Whether each part has all rows and some of the columns, or the reverse.
 
     BLAS copies both factors, so the smaller one is shared. With tiles it is the largest part that counts, and how much
-    of b it copies; that a is copied too where it is transposed changes little.
+    of b it copies. That a is copied too where it is transposed is left out of account.
     """
     if not tiled:
         return columns > rows
