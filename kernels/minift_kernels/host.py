@@ -26,7 +26,6 @@ import ctypes
 import gc
 import os
 import sys
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -67,11 +66,10 @@ def compiled(function):
     return dispatcher
 
 
-@cache
 def machine_code(function, signature) -> CFunc:
-    """A function compiled for one signature, and kept on disk; its `address` is what compiled loops call.
+    """A function compiled for one signature, and kept on disk; its `address`, while it lives, is what loops call.
 
-    They call it as they call BLAS, and need no copy of it: for what is large and wanted in several.
+    Compiled loops call it as they call BLAS, and need no copy of it: for what is large and wanted in several.
     """
     callback = CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
     callback.enable_caching()

@@ -23,12 +23,14 @@ so that where its numbers are costs no arithmetic.
 """
 
 import os
+from functools import cache
 
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from minift_kernels.host import BLAS, blas_product, float32_array, inlined, machine_code
@@ -76,7 +78,12 @@ _ITEM, _LINE = 4, 64  # bytes of a float32, and of what a cache fetches at once
 
 def multiply_address() -> int:
     """Where the machine code of the product lies, which compiled loops are given to call (`multiply`, `product`)."""
-    return machine_code(_multiply, _SIGNATURE).address  # pyright: ignore[reportReturnType]
+    return _machine_code().address  # pyright: ignore[reportReturnType]
+
+
+@cache
+def _machine_code() -> CFunc:
+    return machine_code(_multiply, _SIGNATURE)
 
 
 @inlined

@@ -150,6 +150,8 @@ def _backward_task(
     # What rows of the second hold behind `columns` may be anything: nobody reads it.
     probability_buffer = np.empty((block, padded), np.float32)
     dscore_buffer = np.empty((block, padded), np.float32)
+    means = np.empty(len(q), np.float32)
+    _mean_gradients(dout, out, means)
     words = _words_for(padded)
     for start in range(0, len(q), block):
         end = min(start + block, len(q))
@@ -165,7 +167,7 @@ def _backward_task(
                 if mask[0] > 0:  # out was (p * kept) v, so dp is kept * (dout v^T)
                     _draw(words, q_segment[0] + i, n, mask)
                     drop(ds, words, mask[0], mask[1])
-                _softmax_backward(ds, p, _row(dout, i), _row(out, i))
+                _softmax_backward(ds, p, means[i])
                 if mask[0] > 0:
                     drop(p, words, mask[0], mask[1])
             product(in_tiles, 1, probabilities.T, dout[start:end], 1, dv[:columns])
@@ -243,13 +245,24 @@ def _exponentials(row, shift, seen):
 
 
 @inlined
-def _softmax_backward(ds, p, dout, out):
-    """ds_j = p_j (dp_j - sum_i p_i dp_i) in place of dp; that sum is dout . out (Dao 2023, equation 4)."""
-    dot = np.float32(0)
-    for d in range(len(out)):
-        dot += dout[d] * out[d]
+def _mean_gradients(dout, out, means):
+    """sum_j p_j dp_j of each query, which is dout . out (Dao 2023, equation 4).
+
+    All queries at once: one by one, each would wait for its row of out, which lies in a slower cache.
+    """
+    for i in range(len(means)):
+        dout_row, out_row = _row(dout, i), _row(out, i)
+        total = np.float32(0)
+        for d in range(len(out_row)):
+            total += dout_row[d] * out_row[d]
+        means[i] = total
+
+
+@inlined
+def _softmax_backward(ds, p, mean):
+    """ds_j = p_j (dp_j - sum_i p_i dp_i) in place of dp."""
     for j in range(len(p)):
-        ds[j] = p[j] * (ds[j] - dot)
+        ds[j] = p[j] * (ds[j] - mean)
 
 
 @inlined
