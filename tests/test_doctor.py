@@ -10,6 +10,8 @@ from tiny import make_model, rows, write_tsv
 
 import minift
 from minift import ops, random
+from minift.diagnosis import formulas
+from minift.diagnosis.case import Case
 from minift.diagnosis.finding import some
 from minift.tensor import Tensor
 
@@ -232,6 +234,25 @@ def test_a_batch_without_labels_is_refused(folder):
 
 def test_long_lists_are_cut():
     assert some(["a", "b"]) == "a, b" and some(list("abcde")) == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("masked", [[0, 2, 1], [1, 1, 1], [2, 3, 1]])
+def test_attention_of_the_last_layer_where_masked_tokens_alone_look(folder, family, masked, monkeypatch):
+    """Of each text as many as are masked in it, were it none: as many in all as texts are still not one of each."""
+    model, batch, optimizer = begin(folder, "fill-mask", family, "full")
+    batch = model.encode(["the film was very good", "a dull book", "it was not a great meal"])
+    batch.labels = np.full(batch.tokens, -100)
+    for start, count in zip(batch.offsets, masked, strict=False):
+        batch.labels[start + 1 : start + 1 + count] = 7
+    case = Case(model, batch, optimizer)
+    assert [finding.name for finding in formulas.attention(case)] == []
+    layer = model.body.layers[-1]
+    attention = layer.attention if family == "distilbert" else layer.attention.self
+    right = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda q, *others: right(q * 3, *others))
+    case = Case(model, batch, optimizer)
+    assert [finding.name for finding in formulas.attention(case)] == ["wrong-attention"]
 
 
 # ---- The command ----

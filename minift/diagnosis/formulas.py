@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from minift.data import Batch
 from minift.diagnosis.case import Case, Heard, differ
 from minift.diagnosis.finding import Finding, some
 from minift.methods.adapters import AdaptedNorm
@@ -188,8 +189,8 @@ def _judge_attention(case: Case, call: Heard, inside: list[Heard]) -> str | None
         y = named[behind[0]].inputs[0]
     lengths = np.diff(case.few.offsets) + (len(k) - case.few.tokens) // len(case.few)
     k_segments = segments_of(lengths)
-    q_segments = k_segments if len(q) == len(k) else segments_of(np.ones(len(lengths), np.int64))
-    if len(q) not in (len(k), len(lengths)) or lengths.sum() != len(k):
+    q_segments = k_segments if len(q) == len(k) else segments_of(_rows_read(case.few))
+    if len(q) != q_segments[-1, 1] or lengths.sum() != len(k):
         return None
     if module.prefix is not None:
         keys, values = (each.data.astype(np.float64) for each in module.prefix())
@@ -218,6 +219,13 @@ def _judge_attention(case: Case, call: Heard, inside: list[Heard]) -> str | None
     if not _is_a_mean(y, v, k_segments, q_segments, module.heads):
         return "wrong-softmax-axis"
     return "wrong-attention"
+
+
+def _rows_read(batch: Batch) -> np.ndarray:
+    """Of how many tokens of each text, (B,), the head reads the vector, where it does not read all."""
+    if batch.labels is None or batch.labels.shape != batch.ids.shape:
+        return np.ones(len(batch), np.int64)
+    return np.array([(batch.labels[start:end] != -100).sum() for start, end in batch.segments])
 
 
 def _attend(q, k, v, q_segments, k_segments, heads, scale, causal, axis, across) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from minift import ops, random
 from minift.data import Batch
 from minift.errors import InputError
+from minift.history import Array
 from minift.nn import Embedding, Module, ModuleList
 from minift.tensor import Tensor
 
@@ -115,7 +116,7 @@ def _is_of_type(value: Any, declared: str) -> bool:
 
 
 class Body(Module):
-    """A model without its head: from a batch of texts to one vector for every token, (T, H).
+    """A model without its head: from a batch of texts to one vector for every token, (T, H), or for some.
 
     A subclass says what lies under its layers (`foundation`) and which its layers are (`layers`), the lowest first.
     """
@@ -159,9 +160,10 @@ class Body(Module):
         """All layers, and what stands above the last one: (T, H)."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> Tensor:
-        """One vector for every token: (T, H)."""
-        return self.encode(self.read(batch), batch)
+    def forward(self, batch: Batch, rows: Array | None = None) -> Tensor:
+        """One vector for every token, (T, H), or only for the tokens in these rows, (R,) in ascending order: (R, H)."""
+        x = self.encode(self.read(batch), batch)
+        return x if rows is None else ops.embedding(rows, x)
 
     def freeze(self, layers: int) -> None:
         """Freeze the embeddings and the lowest `layers` layers. Raises InputError where there are fewer layers."""
@@ -191,15 +193,15 @@ class Head:
         raise NotImplementedError
 
 
-def rows_with_a_target(x: Tensor, batch: Batch) -> Tensor:
-    """The rows of x (T, H) whose token has a label, or all where the batch has none: (R, H).
+def rows_with_a_target(batch: Batch) -> np.ndarray | None:
+    """The rows (R,) of the tokens that have a label; None, which stands for all, where all have one or none is given.
 
     A vocabulary is so large that a language model's head costs as much as several layers; it is run where it counts.
     """
     if batch.labels is None:
-        return x
-    targets = np.flatnonzero(batch.labels != -100)
-    return x if len(targets) == len(x) else ops.embedding(targets, x)
+        return None
+    rows = np.flatnonzero(batch.labels != -100)
+    return None if len(rows) == len(batch.labels) else rows
 
 
 def initialize(parameters: dict[str, Tensor], standard_deviation: float) -> None:

@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from minift_kernels.arrays import array_namespace
 
 from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
+from minift.history import Array
 from minift.models.architecture import Architecture, Body, Head, ModelConfig, rows_with_a_target
-from minift.models.attention import SelfAttention
+from minift.models.attention import Context, Encoder, SelfAttention
 from minift.models.heads import AnswerHead, TokenHead
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from minift.tensor import Tensor
 
 ACTIVATIONS = {"gelu": ops.gelu, "relu": ops.relu}
-
-Context = tuple[Tensor, np.ndarray]
-"""What tokens look at: vectors (T, H), and the segments (B, 2) of the texts among them."""
 
 
 @dataclass(frozen=True)
@@ -170,26 +167,11 @@ class BertLayer(Module):
         return self.output(self.intermediate(attended), attended)
 
 
-class BertEncoder(Module):
-    """The layers, one after the other.
-
-    Whoever reads only the first token of each text, as the pooler does, needs no more than B rows of the last layer:
-    all T tokens are looked at, but only the first ones look. That saves five sixths of this layer's work, forward and
-    backward, and gives the same numbers. Lower layers need all rows, because the layer above looks at all of them.
-    """
+class BertEncoder(Encoder):
+    """All layers."""
 
     def __init__(self, config: BertConfig):
         self.layer = ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
-
-    def forward(self, x: Tensor, segments: np.ndarray, first_only: bool = False) -> Tensor:
-        for layer in self.layer[:-1] if first_only else self.layer:
-            x = layer(x, segments)  # (T, H)
-        if not first_only:
-            return x
-        xp = array_namespace(segments)
-        texts = xp.arange(len(segments))
-        row_of_each = xp.stack([texts, texts + 1], axis=1)  # (B, 2)
-        return self.layer[-1](x[segments[:, 0]], row_of_each, context=(x, segments))  # (B, H)
 
 
 class BertPooler(Module):
@@ -222,13 +204,13 @@ class Bert(Body):
     def embed(self, words: Tensor, batch: Batch) -> Tensor:
         return self.embeddings(words, batch)
 
-    def encode(self, x: Tensor, batch: Batch, first_only: bool = False) -> Tensor:
-        """All layers: (T, H), or only the first token's vector of each text (B, H), which costs less."""
-        return self.encoder(x, batch.segments, first_only)
+    def encode(self, x: Tensor, batch: Batch, rows: Array | None = None) -> Tensor:
+        """All layers: (T, H), or only these rows of it, (R, H), which costs less."""
+        return self.encoder(x, batch.segments, rows)
 
-    def forward(self, batch: Batch, first_only: bool = False) -> Tensor:
-        """One vector for every token (T, H), or only for the first token of each text (B, H)."""
-        return self.encode(self.read(batch), batch, first_only)
+    def forward(self, batch: Batch, rows: Array | None = None) -> Tensor:
+        """One vector for every token, (T, H), or only for the tokens in these rows, (R,) in ascending order: (R, H)."""
+        return self.encode(self.read(batch), batch, rows)
 
     @property
     def foundation(self) -> list[Module]:
@@ -250,7 +232,7 @@ class BertSequenceHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        pooled = model.bert.pooler(model.bert(batch, first_only=True))  # (B, H)
+        pooled = model.bert.pooler(model.bert(batch, rows=batch.offsets[:-1]))  # (B, H)
         return model.classifier(model.dropout(pooled))  # (B, C)
 
 
@@ -293,7 +275,7 @@ class BertMaskedHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        x = rows_with_a_target(model.bert(batch), batch)  # (R, H)
+        x = model.bert(batch, rows_with_a_target(batch))  # (R, H)
         return model.cls.predictions(x, model.bert.vocabulary.weight)  # (R, V)
 
 

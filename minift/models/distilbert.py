@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
+from minift.history import Array
 from minift.models.architecture import Architecture, Body, Head, ModelConfig, rows_with_a_target
-from minift.models.attention import SelfAttention
+from minift.models.attention import Context, Encoder, SelfAttention
 from minift.models.bert import ACTIVATIONS
 from minift.models.heads import TokenHead
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
@@ -94,8 +93,10 @@ class DistilBertSelfAttention(SelfAttention):
         self.v_lin = Linear(config.dim, config.dim)
         self.out_lin = Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
-        return self.out_lin(self.attend(self.q_lin(x), self.k_lin(x), self.v_lin(x), segments, segments))
+    def forward(self, x: Tensor, segments: Array, context: Context | None = None) -> Tensor:
+        looked_at, their_segments = context or (x, segments)
+        q, k, v = self.q_lin(x), self.k_lin(looked_at), self.v_lin(looked_at)
+        return self.out_lin(self.attend(q, k, v, segments, their_segments))
 
 
 class DistilBertFeedForward(Module):
@@ -120,21 +121,16 @@ class DistilBertLayer(Module):
         self.ffn = DistilBertFeedForward(config)
         self.output_layer_norm = LayerNorm(config.dim, EPS)
 
-    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
-        attended = self.sa_layer_norm(self.attention(x, segments), x)
+    def forward(self, x: Tensor, segments: Array, context: Context | None = None) -> Tensor:
+        attended = self.sa_layer_norm(self.attention(x, segments, context), x)
         return self.output_layer_norm(self.ffn(attended), attended)
 
 
-class DistilBertTransformer(Module):
-    """The layers, one after the other."""
+class DistilBertTransformer(Encoder):
+    """All layers."""
 
     def __init__(self, config: DistilBertConfig):
         self.layer = ModuleList([DistilBertLayer(config) for _ in range(config.n_layers)])
-
-    def forward(self, x: Tensor, segments: np.ndarray) -> Tensor:
-        for layer in self.layer:
-            x = layer(x, segments)
-        return x
 
 
 class DistilBert(Body):
@@ -152,8 +148,13 @@ class DistilBert(Body):
     def embed(self, words: Tensor, batch: Batch) -> Tensor:
         return self.embeddings(words, batch)
 
-    def encode(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.transformer(x, batch.segments)
+    def encode(self, x: Tensor, batch: Batch, rows: Array | None = None) -> Tensor:
+        """All layers: (T, H), or only these rows of it, (R, H), which costs less."""
+        return self.transformer(x, batch.segments, rows)
+
+    def forward(self, batch: Batch, rows: Array | None = None) -> Tensor:
+        """One vector for every token, (T, H), or only for the tokens in these rows, (R,) in ascending order: (R, H)."""
+        return self.encode(self.read(batch), batch, rows)
 
     @property
     def foundation(self) -> list[Module]:
@@ -175,7 +176,7 @@ class DistilBertSequenceHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        first = ops.embedding(batch.offsets[:-1], model.distilbert(batch))  # (B, H)
+        first = model.distilbert(batch, rows=batch.offsets[:-1])  # (B, H)
         return model.classifier(model.dropout(ops.relu(model.pre_classifier(first))))  # (B, C)
 
 
@@ -204,7 +205,7 @@ class DistilBertMaskedHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        x = rows_with_a_target(model.distilbert(batch), batch)  # (R, H)
+        x = model.distilbert(batch, rows_with_a_target(batch))  # (R, H)
         x = ACTIVATIONS[model.config.activation](model.vocab_transform(x))
         return model.vocab_projector(model.vocab_layer_norm(x))  # (R, V)
 

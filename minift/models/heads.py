@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
 from minift.models.architecture import Head, rows_with_a_target
@@ -52,7 +51,7 @@ class LastTokenHead(Head):
             raise InputError(
                 f"text {number} of {len(batch)} has no tokens, so no last one that could answer for it"
             )
-        return model.score(ops.embedding(batch.offsets[1:] - 1, model.body(batch)))  # (B, C)
+        return model.score(model.body(batch, rows=batch.offsets[1:] - 1))  # (B, C)
 
 
 class CausalHead(Head):
@@ -67,4 +66,4 @@ class CausalHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        return model.lm_head(rows_with_a_target(model.body(batch), batch))  # (R, V)
+        return model.lm_head(model.body(batch, rows_with_a_target(batch)))  # (R, V)

@@ -70,7 +70,7 @@ class RobertaSequenceHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        return model.classifier(model.roberta(batch, first_only=True))
+        return model.classifier(model.roberta(batch, rows=batch.offsets[:-1]))
 
 
 class RobertaPredictions(Module):
@@ -94,7 +94,8 @@ class RobertaMaskedHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        return model.lm_head(rows_with_a_target(model.roberta(batch), batch), model.roberta.vocabulary.weight)
+        x = model.roberta(batch, rows_with_a_target(batch))  # (R, H)
+        return model.lm_head(x, model.roberta.vocabulary.weight)  # (R, V)
 
 
 TIED = {
