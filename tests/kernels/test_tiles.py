@@ -77,12 +77,14 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @pytest.mark.parametrize("pays", [False, True])
-def test_attention_in_tiles_and_in_blas(pays, monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_tiles_and_in_blas(pays, causal, monkeypatch):
+    """Texts whose blocks of queries are large enough for tiles, also where each sees no later keys, and short ones."""
     monkeypatch.setattr(attention.numba_cpu, "PAYS", pays)
     random = np.random.default_rng(0)
-    q, k, v, dout = (random.standard_normal((75, 60)) for _ in range(4))
-    segments = np.array([[0, 50], [50, 53], [53, 75]])
-    options = (segments, segments, 3, 20**-0.5, True)  # heads, scale, causal
+    q, k, v, dout = (random.standard_normal((200, 60)) for _ in range(4))
+    segments = np.array([[0, 141], [141, 144], [144, 200]])
+    options = (segments, segments, 3, 20**-0.5, causal)  # heads, scale
 
     def run_in(dtype):
         arrays = [x.astype(dtype) for x in (q, k, v, dout)]
