@@ -40,6 +40,7 @@ lint: $(VENV)/dev
 bench: $(VENV)/peers  ## minift and PyTorch in turn, in one run
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/step_profile.py
 	$(BIN)/python benchmarks/plot.py benchmarks/results/cpu.json
 
 bench-gpu: $(VENV)/peers  ## kernels and training steps on a GPU, against PyTorch, cuBLAS and the memory
