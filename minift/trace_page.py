@@ -233,9 +233,12 @@ def keys_kept(attention: list[Array], tokens: int) -> int:
 
 
 def encoded(probabilities: Array, kept: int) -> str:
-    """One head's (T, T) probabilities in base64: a byte each, or, of the strongest, two bytes of column and a byte."""
+    """One head's probabilities, (T, T) or (1, T), in base64.
+
+    A byte each, or, of the strongest in each row, two bytes of column and a byte.
+    """
     values = np.round(255 * probabilities).astype(np.uint8)
-    if kept < len(values):
+    if kept < values.shape[1]:
         columns = np.argsort(-probabilities, axis=1, kind="stable")[:, :kept]
         chosen = np.take_along_axis(values, columns, axis=1)
         values = np.stack([columns & 255, columns >> 8, chosen], axis=-1).astype(np.uint8)

@@ -239,7 +239,7 @@ def test_long_lists_are_cut():
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("masked", [[0, 2, 1], [1, 1, 1], [2, 3, 1]])
 def test_attention_of_the_last_layer_where_masked_tokens_alone_look(folder, family, masked, monkeypatch):
-    """Of each text as many as are masked in it, were it none: as many in all as texts are still not one of each."""
+    """Three masks in three texts need not be one in each."""
     model, batch, optimizer = begin(folder, "fill-mask", family, "full")
     batch = model.encode(["the film was very good", "a dull book", "it was not a great meal"])
     batch.labels = np.full(batch.tokens, -100)

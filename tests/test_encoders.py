@@ -7,6 +7,7 @@ import pytest
 from test_methods_families import make
 from tiny import make_model, rows
 
+import minift
 from minift import Tensor
 
 TEXTS = [text for text, _ in rows(5, seed=8)]
@@ -76,3 +77,29 @@ def test_the_last_layer_computes_only_the_rows_that_the_head_reads(family, task,
         feed_forward.forward = lambda x, forward=feed_forward.forward: lengths.append(len(x)) or forward(x)
     model(batch), model.body(batch)
     assert lengths == [batch.tokens, expected, batch.tokens, batch.tokens]
+
+
+def test_rows_in_another_order_are_refused(tmp_path):
+    body, batch = make_body("distilbert", tmp_path)
+    with pytest.raises(ValueError, match="rows must be in ascending order"):
+        body(batch, rows=np.array([12, 3]))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_text_without_tokens_is_refused(family, tmp_path):
+    model = make_model(tmp_path) if family == "bert" else make(family, tmp_path)
+    batch = model.encode(TEXTS)
+    batch.offsets = np.insert(batch.offsets, 2, batch.offsets[2])
+    with pytest.raises(minift.InputError) as refused:
+        model(batch)
+    assert str(refused.value) == "text 3 of 6 has no tokens, so no first one that could answer for it"
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_no_row_at_all(family, tmp_path):
+    """A batch in which no token is masked: no vector, and no gradient."""
+    body, batch = make_body(family, tmp_path)
+    vectors = body(batch, rows=np.array([], np.int64))
+    assert vectors.shape == (0, 24)
+    vectors.sum().backward()
+    assert not any(each.grad.any() for each in body.parameters() if each.grad is not None)

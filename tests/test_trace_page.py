@@ -143,6 +143,8 @@ def test_a_long_text_keeps_the_strongest_attention_and_says_so(model, tmp_path, 
     for row, (strongest, second) in enumerate(kept):
         order = np.argsort(-attention[0][0][row], kind="stable")
         assert [strongest[0], second[0]] == order[:2].tolist()
+    last = np.frombuffer(base64.b64decode(data["attention"][-1]["heads"][0]), np.uint8)
+    assert last.reshape(2, 3)[:, 0].tolist() == np.argsort(-attention[-1][0][0], kind="stable")[:2].tolist()
 
 
 # ---- The file ----

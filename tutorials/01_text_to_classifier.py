@@ -214,7 +214,7 @@ np.testing.assert_array_equal(x.data, model.bert(batch).data)
 # *logits*: the higher, the likelier the label.
 #
 # Since nobody reads the other tokens' vectors, the model leaves them out of its last layer: all tokens are looked at
-# there, but only `[CLS]` looks (`BertEncoder`). The numbers are the same up to the last digit.
+# there, but only `[CLS]` looks (`Encoder`). The numbers are the same up to the last digit.
 
 # %%
 first = x[batch.offsets[:-1]]  # (B, H): the rows of [CLS]

@@ -60,7 +60,7 @@ BLOCK, TOGETHER = 1024, 16
 """Rows of a that are copied at a time, and how many of their tiles in turn: the copies lie on pages of their own."""
 
 FEWEST = 32
-"""Rows of a from which on a small product, such as attention's, takes less time in tiles than in BLAS."""
+"""The shortest side from which on a small product, such as attention's, takes less time in tiles than in BLAS."""
 
 AHEAD = 8
 """A row of b, where b is not transposed, is asked for so many rows before it is copied."""
@@ -84,7 +84,7 @@ def multiply_address() -> int:
     return _machine_code().address  # pyright: ignore[reportReturnType]
 
 
-@cache
+@cache  # the address holds as long as this is kept
 def _machine_code() -> CFunc:
     return machine_code(_multiply, _SIGNATURE)
 
@@ -114,9 +114,9 @@ def multiply(
 def product(in_tiles, alpha, a, b, beta, c):
     """c = alpha a b + beta c, for views a (M, K), b (K, N), c (M, N) and beta 0 or 1, in compiled code.
 
-    BLAS has it where `in_tiles` is 0, and where a has few rows: of small matrices it copies none.
+    BLAS has it where `in_tiles` is 0, and where a side is short: of small matrices it copies none.
     """
-    if in_tiles == 0 or len(a) < FEWEST:
+    if in_tiles == 0 or min(len(a), *b.shape) < FEWEST:
         blas_product(alpha, a, b, beta, c)
         return
     c_down = c.strides[0] // _ITEM

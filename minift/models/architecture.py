@@ -204,6 +204,19 @@ def rows_with_a_target(batch: Batch) -> np.ndarray | None:
     return None if len(rows) == len(batch.labels) else rows
 
 
+def row_of_each_text(batch: Batch, end: str) -> Array:
+    """The row of each text's "first" token, or of its "last", (B,). Raises InputError for a text without tokens.
+
+    On a GPU nobody looks for one.
+    """
+    if isinstance(batch.offsets, np.ndarray) and (np.diff(batch.offsets) == 0).any():
+        number = int(np.argmin(np.diff(batch.offsets))) + 1
+        raise InputError(
+            f"text {number} of {len(batch)} has no tokens, so no {end} one that could answer for it"
+        )
+    return batch.offsets[:-1] if end == "first" else batch.offsets[1:] - 1
+
+
 def initialize(parameters: dict[str, Tensor], standard_deviation: float) -> None:
     """New values for the named parameters, as transformers draws them: weights normal, biases 0, norms 1 and 0."""
     generator = random.default_generator.numpy()

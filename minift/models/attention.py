@@ -1,4 +1,4 @@
-"""What families share of their layers: what attention does with q, k and v, and how encoders run their layers."""
+"""Self-attention as all families share it: their projections differ, what is done with q, k and v does not."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,8 @@ from minift_kernels.arrays import array_namespace
 
 from minift import ops, random
 from minift.history import Array
-from minift.nn import Module, ModuleList
+from minift.nn import Module
 from minift.tensor import Tensor
-
-Context = tuple[Tensor, Array]
-"""What tokens look at: vectors (T, H), and the segments (B, 2) of the texts among them."""
 
 
 class SelfAttention(Module):
@@ -49,29 +46,6 @@ class SelfAttention(Module):
             dropout=self.dropout if dropping else 0.0,
             key=random.default_generator.next_key() if dropping else (0, 0),
         )
-
-
-class Encoder(Module):
-    """The layers of a model whose tokens look at their whole text, one after the other.
-
-    Whoever reads only the vectors of some tokens, as a classifier does of each text's first, needs no other rows of the
-    last layer: all tokens are looked at, but only those look. For a classifier that saves five sixths of this layer's
-    work, forward and backward, and it gives the same numbers. Lower layers need all rows, because the layer above
-    looks at all of them.
-    """
-
-    layer: ModuleList
-    """Each is called with x, segments and, where its tokens look at others than themselves, a `Context`."""
-
-    def forward(self, x: Tensor, segments: Array, rows: Array | None = None) -> Tensor:
-        """(T, H) from x (T, H) and the segments (B, 2) of the texts, or only these rows of it, (R, H)."""
-        for layer in self.layer if rows is None else self.layer[:-1]:
-            x = layer(x, segments)  # (T, H)
-        if rows is None:
-            return x
-        xp = array_namespace(segments)
-        rows_of_each = xp.searchsorted(rows, segments)  # (B, 2): where among `rows` each text's begin and end
-        return self.layer[-1](ops.embedding(rows, x), rows_of_each, context=(x, segments))  # (R, H)
 
 
 class KeyValueCache:

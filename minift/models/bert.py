@@ -15,8 +15,16 @@ from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
 from minift.history import Array
-from minift.models.architecture import Architecture, Body, Head, ModelConfig, rows_with_a_target
-from minift.models.attention import Context, Encoder, SelfAttention
+from minift.models.architecture import (
+    Architecture,
+    Body,
+    Head,
+    ModelConfig,
+    row_of_each_text,
+    rows_with_a_target,
+)
+from minift.models.attention import SelfAttention
+from minift.models.encoder import Context, Encoder
 from minift.models.heads import AnswerHead, TokenHead
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from minift.tensor import Tensor
@@ -98,7 +106,7 @@ class BertSelfAttention(SelfAttention):
         self.key = Linear(config.hidden_size, config.hidden_size)
         self.value = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, segments: np.ndarray, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, segments: Array, context: Context | None = None) -> Tensor:
         looked_at, their_segments = context or (x, segments)
         return self.attend(
             self.query(x), self.key(looked_at), self.value(looked_at), segments, their_segments
@@ -124,7 +132,7 @@ class BertAttention(Module):
         self.self = BertSelfAttention(config)
         self.output = BertSelfOutput(config)
 
-    def forward(self, x: Tensor, segments: np.ndarray, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, segments: Array, context: Context | None = None) -> Tensor:
         return self.output(self.self(x, segments, context), x)
 
 
@@ -162,13 +170,13 @@ class BertLayer(Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
 
-    def forward(self, x: Tensor, segments: np.ndarray, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, segments: Array, context: Context | None = None) -> Tensor:
         attended = self.attention(x, segments, context)
         return self.output(self.intermediate(attended), attended)
 
 
 class BertEncoder(Encoder):
-    """All layers."""
+    """The `BertLayer`s."""
 
     def __init__(self, config: BertConfig):
         self.layer = ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
@@ -232,7 +240,7 @@ class BertSequenceHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        pooled = model.bert.pooler(model.bert(batch, rows=batch.offsets[:-1]))  # (B, H)
+        pooled = model.bert.pooler(model.bert(batch, row_of_each_text(batch, "first")))  # (B, H)
         return model.classifier(model.dropout(pooled))  # (B, C)
 
 

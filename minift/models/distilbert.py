@@ -8,9 +8,17 @@ from minift import ops
 from minift.data import Batch
 from minift.errors import InputError
 from minift.history import Array
-from minift.models.architecture import Architecture, Body, Head, ModelConfig, rows_with_a_target
-from minift.models.attention import Context, Encoder, SelfAttention
+from minift.models.architecture import (
+    Architecture,
+    Body,
+    Head,
+    ModelConfig,
+    row_of_each_text,
+    rows_with_a_target,
+)
+from minift.models.attention import SelfAttention
 from minift.models.bert import ACTIVATIONS
+from minift.models.encoder import Context, Encoder
 from minift.models.heads import TokenHead
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
 from minift.tensor import Tensor
@@ -127,7 +135,7 @@ class DistilBertLayer(Module):
 
 
 class DistilBertTransformer(Encoder):
-    """All layers."""
+    """The `DistilBertLayer`s."""
 
     def __init__(self, config: DistilBertConfig):
         self.layer = ModuleList([DistilBertLayer(config) for _ in range(config.n_layers)])
@@ -176,7 +184,7 @@ class DistilBertSequenceHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        first = model.distilbert(batch, rows=batch.offsets[:-1])  # (B, H)
+        first = model.distilbert(batch, row_of_each_text(batch, "first"))  # (B, H)
         return model.classifier(model.dropout(ops.relu(model.pre_classifier(first))))  # (B, C)
 
 

@@ -3,11 +3,8 @@
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
-
 from minift.data import Batch
-from minift.errors import InputError
-from minift.models.architecture import Head, rows_with_a_target
+from minift.models.architecture import Head, row_of_each_text, rows_with_a_target
 from minift.nn import Dropout, Linear, skip_init
 from minift.tensor import Tensor
 
@@ -46,12 +43,7 @@ class LastTokenHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        if isinstance(batch.offsets, np.ndarray) and (np.diff(batch.offsets) == 0).any():
-            number = int(np.argmin(np.diff(batch.offsets))) + 1
-            raise InputError(
-                f"text {number} of {len(batch)} has no tokens, so no last one that could answer for it"
-            )
-        return model.score(model.body(batch, rows=batch.offsets[1:] - 1))  # (B, C)
+        return model.score(model.body(batch, row_of_each_text(batch, "last")))  # (B, C)
 
 
 class CausalHead(Head):

@@ -6,7 +6,7 @@ import numpy as np
 
 from minift import ops
 from minift.data import Batch
-from minift.models.architecture import Architecture, Head, rows_with_a_target
+from minift.models.architecture import Architecture, Head, row_of_each_text, rows_with_a_target
 from minift.models.bert import LAYER_PARTS, Bert, BertConfig, BertEmbeddings
 from minift.models.heads import AnswerHead, TokenHead
 from minift.nn import Dropout, LayerNorm, Linear, Module, Parameter
@@ -70,7 +70,7 @@ class RobertaSequenceHead(Head):
 
     @staticmethod
     def forward(model, batch: Batch) -> Tensor:
-        return model.classifier(model.roberta(batch, rows=batch.offsets[:-1]))
+        return model.classifier(model.roberta(batch, row_of_each_text(batch, "first")))
 
 
 class RobertaPredictions(Module):

@@ -82,9 +82,9 @@ def test_attention_in_tiles_and_in_blas(pays, causal, monkeypatch):
     """Texts whose blocks of queries are large enough for tiles, also where each sees no later keys, and short ones."""
     monkeypatch.setattr(attention.numba_cpu, "PAYS", pays)
     random = np.random.default_rng(0)
-    q, k, v, dout = (random.standard_normal((200, 60)) for _ in range(4))
+    q, k, v, dout = (random.standard_normal((200, 96)) for _ in range(4))
     segments = np.array([[0, 141], [141, 144], [144, 200]])
-    options = (segments, segments, 3, 20**-0.5, causal)  # heads, scale
+    options = (segments, segments, 3, 32**-0.5, causal)  # heads, scale
 
     def run_in(dtype):
         arrays = [x.astype(dtype) for x in (q, k, v, dout)]
