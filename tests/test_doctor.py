@@ -237,7 +237,7 @@ def test_long_lists_are_cut():
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-@pytest.mark.parametrize("masked", [[0, 2, 1], [1, 1, 1], [2, 3, 1]])
+@pytest.mark.parametrize("masked", [[0, 2, 1], [1, 1, 1], [2, 3, 1], [0, 0, 0]])
 def test_attention_of_the_last_layer_where_masked_tokens_alone_look(folder, family, masked, monkeypatch):
     """Three masks in three texts need not be one in each."""
     model, batch, optimizer = begin(folder, "fill-mask", family, "full")
@@ -252,7 +252,7 @@ def test_attention_of_the_last_layer_where_masked_tokens_alone_look(folder, fami
     right = attention.attend
     monkeypatch.setattr(attention, "attend", lambda q, *others: right(q * 3, *others))
     case = Case(model, batch, optimizer)
-    assert [finding.name for finding in formulas.attention(case)] == ["wrong-attention"]
+    assert [finding.name for finding in formulas.attention(case)] == ["wrong-attention"] * any(masked)
 
 
 # ---- The command ----

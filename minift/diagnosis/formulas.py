@@ -169,7 +169,7 @@ ATTENTION = {
 
 
 def _judge_attention(case: Case, call: Heard, inside: list[Heard]) -> str | None:
-    """The name of what is wrong with one call; None where nothing is, or q, k and v cannot be told."""
+    """The name of what is wrong with one call; None where nothing is, no token looks, or q, k and v cannot be told."""
     module, parts = call.module, case.model.architecture.layer_parts
     assert isinstance(module, SelfAttention)
     named = {each.path.removeprefix(f"{call.path}."): each for each in inside if each.module is not None}
@@ -190,7 +190,7 @@ def _judge_attention(case: Case, call: Heard, inside: list[Heard]) -> str | None
     lengths = np.diff(case.few.offsets) + (len(k) - case.few.tokens) // len(case.few)
     k_segments = segments_of(lengths)
     q_segments = k_segments if len(q) == len(k) else segments_of(_rows_read(case.few))
-    if len(q) != q_segments[-1, 1] or lengths.sum() != len(k):
+    if len(q) == 0 or len(q) != q_segments[-1, 1] or lengths.sum() != len(k):
         return None
     if module.prefix is not None:
         keys, values = (each.data.astype(np.float64) for each in module.prefix())
@@ -234,6 +234,8 @@ def _attend(q, k, v, q_segments, k_segments, heads, scale, causal, axis, across)
     if across:
         q_segments, k_segments = np.array([[0, len(q)]]), np.array([[0, len(k)]])
     for (q_start, q_end), (k_start, k_end) in zip(q_segments, k_segments, strict=True):
+        if q_start == q_end:  # a text of which nobody reads a token
+            continue
         by_head = [
             _heads(q[q_start:q_end], heads, heads),
             *(_heads(each[k_start:k_end], key_heads, heads) for each in (k, v)),
