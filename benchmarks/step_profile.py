@@ -10,6 +10,7 @@ Each of these rates is taken after each step, so that a machine that slows down 
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -234,7 +235,7 @@ Medians over {len(chosen[0].batches)} steps.
 {chr(10).join(tables)}
 - Machine: {here["processor"]}, {here["cores"]} cores, {here["memory"]}, {here["system"]}.
 - Versions: Python {here["python"]}, {of}.
-- Date: {here["date"]}. Command: `python benchmarks/step_profile.py`.
+- Date: {here["date"]}. Command: `{" ".join(["python", *sys.argv])}`.
 """
     runs.write_text(options.results / RESULTS.name, page)
     print(page)

@@ -17,14 +17,13 @@ from minift.errors import InputError
 from minift.history import Array
 from minift.models.architecture import (
     Architecture,
-    Body,
     Head,
     ModelConfig,
     row_of_each_text,
     rows_with_a_target,
 )
 from minift.models.attention import SelfAttention
-from minift.models.encoder import Context, Encoder
+from minift.models.encoder import Context, Encoder, EncoderBody
 from minift.models.heads import AnswerHead, TokenHead
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from minift.tensor import Tensor
@@ -192,7 +191,7 @@ class BertPooler(Module):
         return self.dense(first).tanh()  # (B, H)
 
 
-class Bert(Body):
+class Bert(EncoderBody):
     """The encoder with its embeddings, under the names of transformers' BertModel.
 
     The pooler is added by the head that reads it, since checkpoints of other heads have none.
@@ -206,27 +205,8 @@ class Bert(Body):
         self.encoder = BertEncoder(config)
 
     @property
-    def vocabulary(self) -> Embedding:
-        return self.embeddings.word_embeddings
-
-    def embed(self, words: Tensor, batch: Batch) -> Tensor:
-        return self.embeddings(words, batch)
-
-    def encode(self, x: Tensor, batch: Batch, rows: Array | None = None) -> Tensor:
-        """All layers: (T, H), or only these rows of it, (R, H), which costs less."""
-        return self.encoder(x, batch.segments, rows)
-
-    def forward(self, batch: Batch, rows: Array | None = None) -> Tensor:
-        """One vector for every token, (T, H), or only for the tokens in these rows, (R,) in ascending order: (R, H)."""
-        return self.encode(self.read(batch), batch, rows)
-
-    @property
-    def foundation(self) -> list[Module]:
-        return [self.embeddings]
-
-    @property
-    def layers(self) -> list[Module]:
-        return self.encoder.layer.modules
+    def stack(self) -> BertEncoder:
+        return self.encoder
 
 
 class BertSequenceHead(Head):

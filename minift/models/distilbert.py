@@ -10,7 +10,6 @@ from minift.errors import InputError
 from minift.history import Array
 from minift.models.architecture import (
     Architecture,
-    Body,
     Head,
     ModelConfig,
     row_of_each_text,
@@ -18,7 +17,7 @@ from minift.models.architecture import (
 )
 from minift.models.attention import SelfAttention
 from minift.models.bert import ACTIVATIONS
-from minift.models.encoder import Context, Encoder
+from minift.models.encoder import Context, Encoder, EncoderBody
 from minift.models.heads import TokenHead
 from minift.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList
 from minift.tensor import Tensor
@@ -141,7 +140,7 @@ class DistilBertTransformer(Encoder):
         self.layer = ModuleList([DistilBertLayer(config) for _ in range(config.n_layers)])
 
 
-class DistilBert(Body):
+class DistilBert(EncoderBody):
     """The encoder with its embeddings, under the names of transformers' DistilBertModel."""
 
     def __init__(self, config: DistilBertConfig):
@@ -150,27 +149,8 @@ class DistilBert(Body):
         self.transformer = DistilBertTransformer(config)
 
     @property
-    def vocabulary(self) -> Embedding:
-        return self.embeddings.word_embeddings
-
-    def embed(self, words: Tensor, batch: Batch) -> Tensor:
-        return self.embeddings(words, batch)
-
-    def encode(self, x: Tensor, batch: Batch, rows: Array | None = None) -> Tensor:
-        """All layers: (T, H), or only these rows of it, (R, H), which costs less."""
-        return self.transformer(x, batch.segments, rows)
-
-    def forward(self, batch: Batch, rows: Array | None = None) -> Tensor:
-        """One vector for every token, (T, H), or only for the tokens in these rows, (R,) in ascending order: (R, H)."""
-        return self.encode(self.read(batch), batch, rows)
-
-    @property
-    def foundation(self) -> list[Module]:
-        return [self.embeddings]
-
-    @property
-    def layers(self) -> list[Module]:
-        return self.transformer.layer.modules
+    def stack(self) -> DistilBertTransformer:
+        return self.transformer
 
 
 class DistilBertSequenceHead(Head):

@@ -1,11 +1,15 @@
-"""How the families whose tokens look at their whole text go through their layers: BERT, RoBERTa, DistilBERT."""
+"""What the families whose tokens look at their whole text share: BERT, RoBERTa, DistilBERT."""
+
+from typing import Any
 
 import numpy as np
 from minift_kernels.arrays import array_namespace
 
 from minift import ops
+from minift.data import Batch
 from minift.history import Array
-from minift.nn import Module, ModuleList
+from minift.models.architecture import Body
+from minift.nn import Embedding, Module, ModuleList
 from minift.tensor import Tensor
 
 Context = tuple[Tensor, Array]
@@ -38,3 +42,37 @@ class Encoder(Module):
         xp = array_namespace(segments)
         rows_of_each = xp.searchsorted(rows, segments)  # (B, 2): where among `rows` each text's begin and end
         return self.layer[-1](ops.embedding(rows, x), rows_of_each, context=(x, segments))  # (R, H)
+
+
+class EncoderBody(Body):
+    """Embeddings and an `Encoder`, which has another name in each family's checkpoints."""
+
+    embeddings: Any
+    """What lies under the layers, called with the words' vectors and the batch; it has `word_embeddings`."""
+
+    @property
+    def stack(self) -> Encoder:
+        """The encoder, by whatever name."""
+        raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> Embedding:
+        return self.embeddings.word_embeddings
+
+    def embed(self, words: Tensor, batch: Batch) -> Tensor:
+        return self.embeddings(words, batch)
+
+    def encode(self, x: Tensor, batch: Batch, rows: Array | None = None) -> Tensor:
+        """All layers: (T, H), or only these rows of it, (R, H), which costs less."""
+        return self.stack(x, batch.segments, rows)
+
+    def forward(self, batch: Batch, rows: Array | None = None) -> Tensor:
+        return self.encode(self.read(batch), batch, rows)
+
+    @property
+    def foundation(self) -> list[Module]:
+        return [self.embeddings]
+
+    @property
+    def layers(self) -> list[Module]:
+        return self.stack.layer.modules
