@@ -11,12 +11,14 @@ What is written down cannot change. These are the four things that do:
                   a power of two and the next, with tokens that belong to no text: they have no gradient
     dropout       counts its keys from a number on the GPU (`Generator.counting_from`)
     the memory    of all graphs is one pool, since only one runs at a time: the loss and the gradients of a pass
-                  stand there until the next pass
+                  stand there until the next pass, and what is free in it is never given back
 
 A pass that has to wait for the GPU, or to bring it numbers, cannot be written down: CuPy refuses, and such a pass is
-run launch by launch, as on a CPU.
+run launch by launch, as on a CPU. So is every pass once a graph finds no room, and where CUDA_LAUNCH_BLOCKING=1 asks
+for the name of the launch that went wrong: of a graph CUDA could only tell that it was the graph.
 """
 
+import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -85,6 +87,8 @@ class GraphedPass:
         self.graphs: dict[tuple, Graph] = {}
         self.why_not: str | None = None
         """Why passes are not written down; None where they are."""
+        if os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
+            self.why_not = "CUDA_LAUNCH_BLOCKING is set"
         self._pool: Any = None
         self._stream: Any = None
 
@@ -96,6 +100,7 @@ class GraphedPass:
                 return loss
             print(f"minift: steps run without a CUDA graph ({self.why_not})", file=sys.stderr)
             self.graphs.clear()
+            self._pool = None  # the plain pass needs its memory
         return plain_pass(self.model, batch)
 
     def _run_first(self, batch: Batch) -> Array | None:
@@ -103,12 +108,9 @@ class GraphedPass:
 
         The plain pass also compiles the kernels and starts cuBLAS, much of which CUDA forbids in a capture.
         """
-        import cupy
-
         calls = random.default_generator.calls
         expected = plain_pass(self.model, batch).item(), grad_norm(self.parameters)
         self._forget(calls)
-        cupy.get_default_memory_pool().free_all_blocks()  # graphs have their own
         loss = self._run(batch)
         if loss is not None:
             found = loss.item(), grad_norm(self.parameters)
@@ -141,7 +143,8 @@ class GraphedPass:
         import cupy
 
         if self._pool is None:
-            self._pool, self._stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+            self._pool, self._stream = cupy.cuda.MemoryPool(_allocate), cupy.cuda.Stream(non_blocking=True)
+        cupy.get_default_memory_pool().free_all_blocks()  # nothing of it helps the graphs' pool
         on_gpu = replace(batch, **{name: cupy.asarray(array) for name, array in _arrays(batch).items()})
         calls_before = cupy.zeros(1, np.uint32)
         generator, stream = random.default_generator, self._stream
@@ -174,12 +177,26 @@ class GraphedPass:
             parameter.grad = None
 
     def _still_there(self, array: Array) -> Array:
-        """The same place in the pool, without keeping it from other graphs. The pool gives nothing back."""
+        """The same place in the pool, without keeping it from other graphs."""
         import cupy
 
         memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, self._pool)
         place = cupy.cuda.MemoryPointer(memory, 0)
         return cupy.ndarray(array.shape, array.dtype, memptr=place, strides=array.strides)
+
+
+def _allocate(size: int) -> Any:
+    """Memory for the graphs' pool. MemoryError where the GPU has no more.
+
+    CuPy's own error for that would have the pool give back what is free in it, to try again. But graphs that were
+    written down before run in there.
+    """
+    import cupy
+
+    try:
+        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"{size:,} bytes more for a graph: {error}") from error
 
 
 def _arrays(batch: Batch) -> dict[str, Array]:

@@ -81,9 +81,10 @@ def _what_was_needed(error: MemoryError) -> str:
         return f"out of memory: {error}"
     import cupy
 
-    held = cupy.get_default_memory_pool().used_bytes()
-    _, total = cupy.cuda.Device().mem_info
-    return f"out of memory on the GPU, which has {in_gib(total)}: beside {in_gib(held)} in use, {error}"
+    free, total = cupy.cuda.Device().mem_info  # CuPy has given back before what lay idle in its pool
+    return (
+        f"out of memory on the GPU, which has {in_gib(total)}: beside {in_gib(total - free)} in use, {error}"
+    )
 
 
 def in_gib(count: int) -> str:

@@ -18,7 +18,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -346,6 +346,33 @@ class OutOfMemoryError(MemoryError):
     __module__ = "cupy.cuda.memory"
 
 
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class MemoryPool:
+    """It says what CuPy's does where the GPU has no more memory: it gives back what is free in it, and asks again."""
+
+    def __init__(self, allocator: Callable):
+        self.allocator, self.gave_back = allocator, False
+
+    def malloc(self, size: int):
+        try:
+            return self.allocator(size)
+        except CUDARuntimeError:
+            self.gave_back = True
+            return self.allocator(size)
+
+    def total_bytes(self) -> int:
+        return 0
+
+
+@contextmanager
+def _using_allocator(malloc: Callable) -> Iterator[None]:
+    malloc(512)  # of all that is allocated inside
+    yield
+
+
 def _modules() -> dict[str, ModuleType]:
     cupy = ModuleType("cupy")
     for name in FUNCTIONS:
@@ -360,19 +387,20 @@ def _modules() -> dict[str, ModuleType]:
     cupy.add.at = _add_at
     cupy.frexp = lambda x: tuple(_made(lambda part=part: np.frexp(x._host)[part]) for part in range(2))
     cupy.is_available = lambda: True
-    cupy.get_default_memory_pool = lambda: SimpleNamespace(
-        used_bytes=lambda: 3 * 2**30, free_all_blocks=lambda: None
-    )
+    cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     properties = {"name": b"Stand-in GPU", "totalGlobalMem": 8 * 2**30}
     cupy.split = lambda x, ends: list(map(ndarray, np.split(x._host, ends)))
     cupy.cuda = SimpleNamespace(
         Device=lambda: SimpleNamespace(synchronize=_wait, mem_info=(5 * 2**30, 8 * 2**30)),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-        runtime=SimpleNamespace(getDeviceProperties=lambda device: properties),
+        runtime=SimpleNamespace(
+            getDeviceProperties=lambda device: properties, CUDARuntimeError=CUDARuntimeError
+        ),
         Stream=Stream,
         get_current_stream=lambda: SimpleNamespace(ptr=0),
-        MemoryPool=lambda: SimpleNamespace(malloc=None, total_bytes=lambda: 0),
-        using_allocator=lambda malloc: nullcontext(),
+        Memory=lambda size: SimpleNamespace(ptr=0, size=size),
+        MemoryPool=MemoryPool,
+        using_allocator=_using_allocator,
         UnownedMemory=lambda ptr, size, owner: SimpleNamespace(ptr=ptr, owner=owner),
         MemoryPointer=lambda memory, offset: SimpleNamespace(ptr=memory.ptr + offset, owner=memory),
     )

@@ -208,6 +208,42 @@ def test_a_graph_that_gives_something_else_is_not_believed(tmp_path, monkeypatch
     assert run_pass.why_not in capsys.readouterr().err
 
 
+def test_where_no_memory_is_left_graphs_give_theirs_back(tmp_path, cupy, monkeypatch, capsys):
+    """And keep it until then: their pool must not free what the graphs before still use, to make room for another."""
+    model = model_on_gpu(tmp_path)
+    small, large = batches_of(model, (2, 4))
+    minift.manual_seed(5)
+    run_pass = GraphedPass(model)
+    run_pass(small)
+    model.zero_grad()
+    pool, calls = run_pass._pool, random.default_generator.calls
+    assert len(run_pass.graphs) == 1
+
+    def once_full(size):
+        monkeypatch.undo()
+        raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+    monkeypatch.setattr(cupy.cuda, "Memory", once_full)
+    loss = run_pass(large).item()
+    assert not pool.gave_back
+    assert not run_pass.graphs
+    assert run_pass._pool is None
+    expected = "(MemoryError: 512 bytes more for a graph: cudaErrorMemoryAllocation: out of memory)"
+    assert expected in capsys.readouterr().err
+    model.zero_grad()
+    random.default_generator.calls = calls
+    assert loss == plain_pass(model, large).item()
+
+
+def test_whoever_asks_which_launch_went_wrong_gets_no_graph(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    model = model_on_gpu(tmp_path)
+    (batch,) = batches_of(model, (3,))
+    run_pass = GraphedPass(model)
+    run_pass(batch)
+    assert not run_pass.graphs
+
+
 def test_the_oldest_graph_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 2)
     model = model_on_gpu(tmp_path)

@@ -309,6 +309,30 @@ def test_an_error_of_cuda_names_the_kernel_and_the_launch(cupy, monkeypatch):
         OPERATIONS["softmax"].rungs["cuda_c_warp"].forward(cupy.ones((5, 7), np.float32))
 
 
+def test_an_error_of_the_compiler_names_the_kernel(cupy, monkeypatch):
+    def refuse(module, name):
+        raise ValueError("NVRTC_ERROR_COMPILATION")
+
+    monkeypatch.setattr(cupy.RawModule, "get_function", refuse)
+    expected = r"softmax.cu: softmax_warp_forward<float> cannot be made ready for this GPU: NVRTC_ERROR"
+    with pytest.raises(KernelError, match=expected):
+        OPERATIONS["softmax"].rungs["cuda_c_warp"].forward(cupy.ones((5, 7), np.float32))
+
+
+def test_an_error_in_a_kernel_of_numba_names_it_and_the_launch(monkeypatch):
+    @gpu.numba_kernel
+    def softmax_forward(x):
+        pass
+
+    def refuse(*arguments):
+        raise ValueError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(softmax_forward, "kernel", {((5,), (32,)): refuse})
+    expected = r"softmax_forward with grid \(5,\), block \(32,\): CUDA_ERROR_ILLEGAL_ADDRESS"
+    with pytest.raises(KernelError, match=expected):
+        softmax_forward.launch((5,), (32,), (np.ones(3, np.float32),))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The stand-in is as strict as CuPy
 

@@ -227,7 +227,7 @@ def _adamw(s: Setting):
                 _parameters(s),
                 _parameters(s),
                 _parameters(s),
-                [np.square(x) for x in _parameters(s)],
+                [x * x for x in _parameters(s)],
             )
         rung.step(*groups[rung], **options)
         return tuple(x.copy() for x in groups[rung][0]) if first else ()

@@ -18,6 +18,11 @@ def wide(x) -> Any:
     return x.astype(np.float32) if x is not None and x.dtype.name == "bfloat16" else x
 
 
+def wide_dtype(x) -> np.dtype:
+    """The dtype of `wide(x)`, which what mixed precision never rounds has from the beginning."""
+    return np.dtype(np.float32) if x.dtype.name == "bfloat16" else x.dtype
+
+
 def lies_transposed(x) -> bool:
     """Whether the matrix x is, in memory, the transpose of a contiguous one; not so for None."""
     return x is not None and x.T.flags.c_contiguous and not x.flags.c_contiguous
@@ -53,10 +58,16 @@ def check_shape(operation: str, name: str, x, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{operation}: {name} has shape {x.shape}, not {shape}")
 
 
-def check_same_dtype(operation: str, name: str, x, dtype) -> None:
+def check_array(operation: str, name: str, x, shape: tuple[int, ...], dtype) -> None:
+    """Raise ValueError unless x, which the operation calls `name`, has this shape, and TypeError for another dtype."""
+    check_shape(operation, name, x, shape)
+    check_dtype(operation, name, x, dtype)
+
+
+def check_dtype(operation: str, name: str, x, dtype) -> None:
     """Raise TypeError unless x has this dtype: a kernel on a GPU would read the bytes of another as if they were."""
     if x.dtype != dtype:
-        raise TypeError(f"{operation}: {name} is {x.dtype}, and the rest {dtype}: use one dtype for all")
+        raise TypeError(f"{operation}: {name} is {x.dtype}, not {dtype}, as the other arrays want")
 
 
 def check_segments(segments, rows: int) -> None:

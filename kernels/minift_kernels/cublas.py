@@ -16,6 +16,9 @@ _FLOAT32, _BFLOAT16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF
 _IN_FLOAT32, _IN_TF32 = 68, 77  # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32
 _AS_IT_LIES, _TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 _DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
+_SUMS_IN_FLOAT32 = (
+    16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: else those of a split sum may be bfloat16
+)
 
 _WORKSPACE_BYTES = 32 * 2**20
 """What NVIDIA recommends for Hopper. In a graph cuBLAS could not ask for it."""
@@ -81,6 +84,7 @@ def _library() -> ctypes.CDLL:
     library.cublasGemmEx.argtypes = (
         pointer, *5 * (number,), pointer, *matrix, *matrix, pointer, *matrix, number, number,
     )  # fmt: skip
+    library.cublasSetMathMode.argtypes = (pointer, number)
     library.cublasSetStream_v2.argtypes = (pointer, pointer)
     library.cublasSetWorkspace_v2.argtypes = (pointer, pointer, ctypes.c_size_t)
     return library
@@ -94,6 +98,7 @@ class _Handle:
 
         self.address = ctypes.c_void_p()
         _check(_library().cublasCreate_v2(ctypes.byref(self.address)), "cublasCreate")
+        _check(_library().cublasSetMathMode(self.address, _SUMS_IN_FLOAT32), "cublasSetMathMode")
         self.workspace = cupy.cuda.memory.alloc(_WORKSPACE_BYTES)
         self.stream = None
 

@@ -86,7 +86,10 @@ def _compiled(file: Path, kernel: str):
     # CuPy keeps machine code by source and options. It must be forgotten when a header changes, too.
     code = f"{source}\n// headers: {_fingerprint_of_headers(file)}\n"
     module = cupy.RawModule(code=code, options=options, name_expressions=built_together(source, kernel))
-    return module.get_function(kernel)
+    try:
+        return module.get_function(kernel)
+    except Exception as error:  # the compiler's own, or the driver's, which loads what was compiled
+        raise KernelError(f"{file.name}: {kernel} cannot be made ready for this GPU: {error}") from error
 
 
 def _fingerprint_of_headers(file: Path) -> str:
@@ -162,12 +165,19 @@ class NumbaKernel:
         self.kernel = None
 
     def launch(self, grid: Sequence[int], block: Sequence[int], arguments: Sequence) -> None:
-        """Run it over `grid` blocks of `block` threads; a grid without blocks does nothing."""
+        """Run it over `grid` blocks of `block` threads; a grid without blocks does nothing.
+
+        Raises KernelError, which names the kernel and the launch, for whatever goes wrong.
+        """
         if 0 in grid:
             return
         if self.kernel is None:
             self.kernel = _numba_cuda().jit(self.ready())
-        self.kernel[tuple(grid), tuple(block)](*arguments)
+        try:
+            self.kernel[tuple(grid), tuple(block)](*arguments)
+        except Exception as error:  # Numba has as many kinds as there are ways to run a kernel
+            shape = f"grid {tuple(grid)}, block {tuple(block)}"
+            raise KernelError(f"{self.function.__qualname__} with {shape}: {error}") from error
 
     def ready(self) -> Callable:
         """The function, with what it needs to be compiled in its file."""

@@ -80,7 +80,9 @@ class Ladder:
         if chosen is None and wish in FAMILIES:
             return self.default(x)
         if chosen is None:
-            raise RungError(f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}")
+            raise RungError(
+                f"{self.operation}: there is no rung {wish!r}; it has {', '.join(self.rungs)}{_not_here(x)}"
+            )
         reason = why_not(chosen, x)
         if reason is not None:
             can = ", ".join(name for name in self.rungs if why_not(name, x) is None)
@@ -142,7 +144,10 @@ def _check_name(rung: str) -> None:
     if family_of(rung) is not None:
         return
     x = np.empty(0, np.float32)
-    reasons = [f"{name} cannot run here: {why_not(name, x)}" for name in FAMILIES if why_not(name, x)]
-    raise RungError(
-        "; ".join([f"there is no kernel rung {rung!r}; there are {', '.join(FAMILIES)}", *reasons])
-    )
+    raise RungError(f"there is no kernel rung {rung!r}; there are {', '.join(FAMILIES)}{_not_here(x)}")
+
+
+def _not_here(x) -> str:
+    """What to add to a list of rungs: which families cannot run on arrays like `x` here, and why."""
+    reasons = ((family, why_not(family, x)) for family in FAMILIES)
+    return "".join(f"; {family} cannot run here: {reason}" for family, reason in reasons if reason)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 from minift_kernels import (
@@ -180,9 +181,45 @@ def test_a_mix_of_precisions(rung):
                 lambda: attention.forward(single, single, double, segments, segments, heads=1, scale=1.0),
             ),
             ("adamw: v is float64", lambda: adamw.step([single], [single], [single], [double], **options)),
+            (
+                "layer_norm: bias is float64",
+                lambda: layer_norm.forward(single, None, single[0], double[0], 1e-5),
+            ),
+            (
+                "layer_norm: rstd is float64",
+                lambda: layer_norm.backward(single, single, double[0], single[0]),
+            ),
+            (
+                "cross_entropy: dlosses is float64",
+                lambda: cross_entropy.backward(double[0], single, single[0], np.zeros(2, np.int64)),
+            ),
+            (
+                "cross_entropy: class_weights is float64",
+                lambda: cross_entropy.forward(single, np.zeros(2, np.int64), double[0]),
+            ),
+            (
+                "attention: logsumexp is float64",
+                lambda: attention.backward(*5 * [single], double[:1], segments, segments, heads=1, scale=1.0),
+            ),
         ):
             with pytest.raises(TypeError, match=message):
                 call()
+
+
+def test_what_mixed_precision_never_rounds_is_float32():
+    half = np.zeros((2, 2), ml_dtypes.bfloat16)
+    for message, call in (
+        (
+            "layer_norm: weight is bfloat16, not float32",
+            lambda: layer_norm.forward(half, None, half[0], half[0], 1e-5),
+        ),
+        (
+            "cross_entropy: dlosses is bfloat16, not float32",
+            lambda: cross_entropy.backward(half[0], half, half[0], np.zeros(2, np.int64)),
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 def test_compiled_kernels_take_float32():

@@ -100,6 +100,13 @@ def test_an_unknown_rung_says_why_the_others_cannot_run_here(monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_step_says_so_too(monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    message = r"no rung 'cuda_c_flsh'; it has reference.*; cuda_c cannot run here: there is no g\+\+"
+    with use_kernels("cuda_c_flsh"), pytest.raises(RungError, match=message):
+        gelu.ladder.rung(np.zeros(1, np.float32))
+
+
 def test_a_family_stands_for_its_last_rung():
     x = np.zeros(1, np.float32)
     with use_kernels("cuda_c"):

@@ -13,7 +13,7 @@ Parameters and moments change in place, gradients never.
 """
 
 from minift_kernels.adamw import cuda_c, numba_cpu, numba_cuda, reference
-from minift_kernels.arrays import check_same_dtype, check_shape
+from minift_kernels.arrays import check_array
 from minift_kernels.ladder import Ladder
 
 ladder = Ladder(
@@ -50,8 +50,7 @@ def step(
         return
     for name, arrays in (("a gradient", gradients), ("m", first_moments), ("v", second_moments)):
         for parameter, array in zip(parameters, arrays, strict=True):
-            check_shape("adamw", name, array, parameter.shape)
-            check_same_dtype("adamw", name, array, parameter.dtype)
+            check_array("adamw", name, array, parameter.shape, parameter.dtype)
     ladder.rung(parameters[0]).step(
         parameters,
         gradients,

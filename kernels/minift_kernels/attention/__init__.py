@@ -25,7 +25,7 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
-from minift_kernels.arrays import check_same_dtype, check_shape
+from minift_kernels.arrays import check_array, check_dtype, wide_dtype
 from minift_kernels.attention import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
@@ -50,7 +50,7 @@ def forward(q, k, v, q_segments, k_segments, heads, scale, causal=False, dropout
     see no key have out 0 and logsumexp -inf. Query segments must not overlap, nor key segments. Raises ValueError
     where shapes do not fit, TypeError for a mix of dtypes, IndexError for a segment beyond the rows.
     """
-    _check_shapes(q, k, v, q_segments, k_segments, heads)
+    _check(q, k, v, q_segments, k_segments, heads)
     return ladder.rung(q).forward(q, k, v, q_segments, k_segments, heads, scale, causal, dropout, key)
 
 
@@ -58,18 +58,16 @@ def backward(
     dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal=False, dropout=0.0, key=(0, 0)
 ):
     """dq (T, N D), dk and dv (Tk, M D) from dout (T, N D), forward's inputs and forward's results."""
-    _check_shapes(q, k, v, q_segments, k_segments, heads)
-    check_shape("attention", "dout", dout, q.shape)
-    check_same_dtype("attention", "dout", dout, q.dtype)
-    check_shape("attention", "out", out, q.shape)
-    check_same_dtype("attention", "out", out, q.dtype)
-    check_shape("attention", "logsumexp", logsumexp, (heads, len(q)))
+    _check(q, k, v, q_segments, k_segments, heads)
+    check_array("attention", "dout", dout, q.shape, q.dtype)
+    check_array("attention", "out", out, q.shape, q.dtype)
+    check_array("attention", "logsumexp", logsumexp, (heads, len(q)), wide_dtype(q))
     return ladder.rung(q).backward(
         dout, q, k, v, out, logsumexp, q_segments, k_segments, heads, scale, causal, dropout, key
     )
 
 
-def _check_shapes(q, k, v, q_segments, k_segments, heads):
+def _check(q, k, v, q_segments, k_segments, heads):
     size = q.shape[1] // heads if heads > 0 else 0
     key_heads = k.shape[1] // size if size else 0
     if not key_heads or heads * size != q.shape[1] or key_heads * size != k.shape[1] or heads % key_heads:
@@ -77,7 +75,7 @@ def _check_shapes(q, k, v, q_segments, k_segments, heads):
     if k.shape != v.shape:
         raise ValueError(f"attention: k {k.shape} and v {v.shape} must have one shape")
     for name, x in (("k", k), ("v", v)):
-        check_same_dtype("attention", name, x, q.dtype)
+        check_dtype("attention", name, x, q.dtype)
     if q_segments.shape != k_segments.shape:
         raise ValueError(
             f"attention: {len(q_segments)} query segments cannot meet {len(k_segments)} key segments"

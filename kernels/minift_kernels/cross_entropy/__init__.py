@@ -18,7 +18,7 @@ Shapes: R rows, C classes. A row whose target is `ignore_index` has loss 0 and n
 On a GPU a target that is no class gives NaN: to raise an error there would mean to wait for the device.
 """
 
-from minift_kernels.arrays import check_shape
+from minift_kernels.arrays import check_array, check_shape, wide_dtype
 from minift_kernels.cross_entropy import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
@@ -40,21 +40,21 @@ def forward(logits, targets, class_weights=None, ignore_index=-100, label_smooth
 
     Raises IndexError for a target that is neither a class nor `ignore_index` (on a GPU: NaN).
     """
-    _check_shapes(logits, targets, class_weights)
+    _check(logits, targets, class_weights)
     return ladder.rung(logits).forward(logits, targets, class_weights, ignore_index, label_smoothing)
 
 
 def backward(dlosses, logits, logsumexp, targets, class_weights=None, ignore_index=-100, label_smoothing=0.0):
     """dlogits (R, C) from dlosses (R,) and what forward was given and gave."""
-    _check_shapes(logits, targets, class_weights)
-    check_shape("cross_entropy", "dlosses", dlosses, logits.shape[:1])
-    check_shape("cross_entropy", "logsumexp", logsumexp, logits.shape[:1])
+    _check(logits, targets, class_weights)
+    check_array("cross_entropy", "dlosses", dlosses, logits.shape[:1], wide_dtype(logits))
+    check_array("cross_entropy", "logsumexp", logsumexp, logits.shape[:1], wide_dtype(logits))
     return ladder.rung(logits).backward(
         dlosses, logits, logsumexp, targets, class_weights, ignore_index, label_smoothing
     )
 
 
-def _check_shapes(logits, targets, class_weights):
+def _check(logits, targets, class_weights):
     check_shape("cross_entropy", "targets", targets, logits.shape[:1])
     if class_weights is not None:
-        check_shape("cross_entropy", "class_weights", class_weights, logits.shape[1:])
+        check_array("cross_entropy", "class_weights", class_weights, logits.shape[1:], wide_dtype(logits))

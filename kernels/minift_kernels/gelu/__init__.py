@@ -8,7 +8,7 @@
 Shapes: any; elements are independent.
 """
 
-from minift_kernels.arrays import check_same_dtype, check_shape
+from minift_kernels.arrays import check_array
 from minift_kernels.gelu import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
@@ -24,6 +24,5 @@ def forward(x):
 
 def backward(dy, x):
     """dx = dy (Phi(x) + x phi(x)), phi the normal density; from forward's input x."""
-    check_shape("gelu", "dy", dy, x.shape)
-    check_same_dtype("gelu", "dy", dy, x.dtype)
+    check_array("gelu", "dy", dy, x.shape, x.dtype)
     return ladder.rung(dy).backward(dy, x)

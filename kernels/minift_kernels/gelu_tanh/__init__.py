@@ -7,7 +7,7 @@ From Hendrycks and Gimpel 2016, section 2; GPT-2 uses it. Since (1 + tanh(u)) / 
 the share that a sigmoid lets pass. Shapes: any; elements are independent.
 """
 
-from minift_kernels.arrays import check_same_dtype, check_shape
+from minift_kernels.arrays import check_array
 from minift_kernels.gelu_tanh import numba_cpu, reference
 from minift_kernels.ladder import Ladder
 
@@ -21,6 +21,5 @@ def forward(x):
 
 def backward(dy, x):
     """dx = dy (s + x s (1 - s) 2 u'), s = 1 / (1 + exp(-2 u)); from forward's input x."""
-    check_shape("gelu_tanh", "dy", dy, x.shape)
-    check_same_dtype("gelu_tanh", "dy", dy, x.dtype)
+    check_array("gelu_tanh", "dy", dy, x.shape, x.dtype)
     return ladder.rung(dy).backward(dy, x)

@@ -14,7 +14,7 @@ A transformer normalises the sum of a layer's output and its input, so the sum i
 never written to memory. Shapes: T rows, H columns.
 """
 
-from minift_kernels.arrays import check_same_dtype, check_shape
+from minift_kernels.arrays import check_array, wide_dtype
 from minift_kernels.ladder import Ladder
 from minift_kernels.layer_norm import cuda_c, numba_cpu, numba_cuda, reference
 
@@ -38,17 +38,15 @@ def forward(x, residual, weight, bias, eps):
     `residual` may be None. The last two results are what backward needs.
     """
     if residual is not None:
-        check_shape("layer_norm", "residual", residual, x.shape)
-        check_same_dtype("layer_norm", "residual", residual, x.dtype)
-    check_shape("layer_norm", "weight", weight, x.shape[1:])
-    check_shape("layer_norm", "bias", bias, x.shape[1:])
+        check_array("layer_norm", "residual", residual, x.shape, x.dtype)
+    check_array("layer_norm", "weight", weight, x.shape[1:], wide_dtype(x))
+    check_array("layer_norm", "bias", bias, x.shape[1:], wide_dtype(x))
     return ladder.rung(x).forward(x, residual, weight, bias, eps)
 
 
 def backward(dy, normalized, rstd, weight):
     """dx (T, H), dweight (H,) and dbias (H,). The gradient of the residual is dx as well."""
-    check_shape("layer_norm", "dy", dy, normalized.shape)
-    check_same_dtype("layer_norm", "dy", dy, normalized.dtype)
-    check_shape("layer_norm", "rstd", rstd, normalized.shape[:1])
-    check_shape("layer_norm", "weight", weight, normalized.shape[1:])
+    check_array("layer_norm", "dy", dy, normalized.shape, normalized.dtype)
+    check_array("layer_norm", "rstd", rstd, normalized.shape[:1], wide_dtype(dy))
+    check_array("layer_norm", "weight", weight, normalized.shape[1:], wide_dtype(dy))
     return ladder.rung(dy).backward(dy, normalized, rstd, weight)

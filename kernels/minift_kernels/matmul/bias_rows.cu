@@ -1,5 +1,5 @@
-// c (R, C): the bias in each of its rows, to which cuBLAS then adds a product. So the sum is rounded once, where
-// a bias that is added afterwards finds a product that has been rounded already.
+// c (R, C): the bias in each of its rows, to which cuBLAS then adds a product. So the sum is rounded once
+// (a float32 bias before it, to bfloat16), where a bias that is added afterwards finds a product rounded already.
 //
 // A thread writes 16 bytes. n is R C; T is float or bfloat16, and so is B.
 #include "vector_load.h"

@@ -11,7 +11,7 @@
 Shapes: R rows, C columns; all rungs take any number of leading axes as rows.
 """
 
-from minift_kernels.arrays import check_same_dtype, check_shape
+from minift_kernels.arrays import check_array
 from minift_kernels.ladder import Ladder
 from minift_kernels.softmax import cuda_c, numba_cpu, numba_cuda, reference
 
@@ -36,6 +36,5 @@ def forward(x):
 
 def backward(dy, y):
     """dx (R, C) from the output y and its gradient dy: dx_i = y_i (dy_i - sum_j dy_j y_j)."""
-    check_shape("softmax", "dy", dy, y.shape)
-    check_same_dtype("softmax", "dy", dy, y.dtype)
+    check_array("softmax", "dy", dy, y.shape, y.dtype)
     return ladder.rung(dy).backward(dy, y)
