@@ -85,6 +85,7 @@ def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, large
     from kernel_cases import (
         BFLOAT16,
         OPERATIONS,
+        absolute_bound,
         as_bfloat16,
         as_float32,
         changed,
@@ -95,7 +96,6 @@ def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, large
 
     started = time.perf_counter()
     in_bf16 = dtype == BF16
-    bounds = dict(relative=2**-6, absolute=2**-7) if in_bf16 else {}
     stay = BFLOAT16.get(operation, ()) if in_bf16 else ()
     count, wrong = 0, []
     for case, inputs in OPERATIONS[operation][1]():
@@ -106,6 +106,11 @@ def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, large
         if in_bf16:
             inputs = changed(inputs, as_bfloat16, leave=stay)
         want = run(operation, "reference", changed(inputs, _as_float64))
+        bounds = (
+            {"relative": 2**-6, "absolute": 2**-7}
+            if in_bf16
+            else {"absolute": absolute_bound(operation, inputs)}
+        )
         segments = [key for key in inputs if key.endswith("segments")]
         try:
             got = run(operation, name, changed(inputs, device.xp.asarray, leave=segments))

@@ -1,6 +1,7 @@
 """The command line: `minift finetune`, `evaluate`, `predict` and what else `minift --help` lists."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -234,7 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             explaining_out_of_memory(),
             np.errstate(all="ignore"),
         ):  # `finetune` finds what is no number
-            return RUN[type(command)](command) or 0
+            status = RUN[type(command)](command) or 0
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # whoever reads what is printed, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still to be flushed
+        return 141
     except (InputError, RungError, OSError) as error:
         print(f"minift: {error}", file=sys.stderr)
         return 2
@@ -311,7 +317,8 @@ def run_predict(options: Predict) -> None:
     """Print what a model says of one text, of each line of a file, or of a question."""
     if (options.question is None) != (options.context is None):
         raise InputError("--question and --context belong together")
-    if sum(map(bool, (options.text, options.file, options.question))) != 1:
+    given = (options.text or None, options.file, options.question)
+    if sum(each is not None for each in given) != 1:
         raise InputError("predict takes one of --text, --file, and --question with --context")
     model = load(
         options.directory,
@@ -320,7 +327,7 @@ def run_predict(options: Predict) -> None:
         precision=options.precision,
     )
     inputs: list[Any] = list(options.text)
-    if options.question:
+    if options.question is not None:
         inputs = [(options.question, options.context)]
     elif options.file:
         columns = Columns(options.text_column, options.pair_column)

@@ -27,8 +27,8 @@ class Sampling:
     """Decides what is drawn."""
 
     def __post_init__(self):
-        if not self.temperature >= 0:  # so that NaN is refused, too
-            raise InputError(f"temperature is {self.temperature}, expected 0 or more")
+        if not 0 <= self.temperature < np.inf:  # so that NaN is refused, too
+            raise InputError(f"temperature is {self.temperature}, expected 0 or more, and a number")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, expected 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -71,8 +71,11 @@ def generate(
     A text ends early behind the token `stop`, and where the model has no more positions. With the cache each step
     computes one token a text, without it all tokens again; the tokens are the same.
 
-    Raises InputError for an empty prompt, and for one that fills all the model's positions.
+    Raises InputError for an empty prompt, for one that fills all the model's positions, and where nothing is to be
+    written.
     """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
     in_front = 0 if model.method is None else model.method.tokens_in_front
     longest = model.config.longest_text - in_front
     for prompt in prompts:

@@ -1,6 +1,6 @@
 """Losses: one number that says how wrong the model was, and its gradient by what the model said."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from minift_kernels import cross_entropy as cross_entropy_kernels
@@ -31,9 +31,15 @@ def cross_entropy(
     class (Szegedy et al. 2016, section 7).
 
     Raises InputError for a label that the model does not know, an index out of range, a number of targets that is
-    not the number of rows, and when every row is ignored (the mean of nothing). Targets that are on a GPU are not
-    looked at: there the mean of nothing is 0.
+    not the number of rows, a smoothing outside 0 to 1, and when every row is ignored (the mean of nothing). Targets
+    that are on a GPU are not looked at: there the mean of nothing is 0. TypeError for logits that are no Tensor.
     """
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"cross_entropy: logits are a Tensor, not {type(logits).__name__}")
+    if logits.ndim != 2:
+        raise InputError(f"cross_entropy: logits have shape {logits.shape}, expected rows and classes")
+    if not 0 <= label_smoothing <= 1:
+        raise InputError(f"cross_entropy: label_smoothing is {label_smoothing}, expected 0 to 1")
     rows, classes = logits.shape
     xp = array_namespace(logits.data)
     on_gpu = xp is not np and isinstance(targets, type(logits.data))
@@ -127,7 +133,9 @@ def label_indices(
         return targets.astype(np.int64, copy=False).reshape(-1)
     names = {name: index for index, name in enumerate(labels or ())}
     indices = []
-    for target in [targets] if isinstance(targets, str | int | np.integer) else list(targets):
+    for target in (
+        list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    ):
         if isinstance(target, str):
             if target not in names:
                 known = ", ".join(names) or "not named: give its index"

@@ -17,6 +17,7 @@ from minift_kernels import gpu
 
 from minift import ops, random
 from minift.device import COMPUTE_DTYPES, array_library, as_numpy, check_precision
+from minift.errors import InputError
 from minift.history import Array, inside_module, no_grad
 from minift.tensor import Tensor
 
@@ -234,9 +235,14 @@ class RMSNorm(Module):
 
 
 class Dropout(Module):
-    """In training, zeroes each element with probability p and scales the others up; in evaluation does nothing."""
+    """In training, zeroes each element with probability p and scales the others up; in evaluation does nothing.
+
+    Raises InputError unless 0 <= p <= 1.
+    """
 
     def __init__(self, p: float):
+        if not 0 <= p <= 1:
+            raise InputError(f"dropout is {p}, expected a probability from 0 to 1")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

@@ -55,6 +55,11 @@ default_generator = Generator()
 
 
 def manual_seed(seed: int) -> None:
-    """Start the default generator anew: the same seed gives the same new weights and the same dropout."""
-    default_generator.seed = seed
+    """Start the default generator anew: the same seed gives the same new weights and the same dropout.
+
+    Raises TypeError for a seed that is no integer.
+    """
+    if not isinstance(seed, int | np.integer):
+        raise TypeError(f"a seed is an integer, not {seed!r}")
+    default_generator.seed = int(seed)
     default_generator.calls = 0

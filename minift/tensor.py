@@ -151,9 +151,16 @@ class Tensor:
         """The one element as a Python number."""
         return self.data.item()
 
+    def __float__(self) -> float:
+        return float(self.item())
+
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array (copied from the GPU if they are there)."""
         return as_numpy(self.data)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """What `np.asarray` and plotting libraries ask for: the values, without their history."""
+        return np.array(self.numpy(), dtype, copy=copy)
 
     def __repr__(self) -> str:
         facts = [f"shape={self.shape}", str(self.dtype)]

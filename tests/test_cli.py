@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +64,14 @@ def test_a_process_prints_a_progress_bar(tiny, tmp_path):
     bar = done.stderr.split("\r")[-1]
     assert re.search(r"8/8 \[.*loss \d\.\d{3}, rate \d.*, [\d,]+ tokens/s", bar)
     assert "wrote" in done.stdout
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    arguments = [sys.executable, "-m", "minift", "info", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_info(run):

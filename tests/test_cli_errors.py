@@ -268,6 +268,11 @@ def test_predict_takes_texts_or_a_file(tiny, run, given):
     )
 
 
+def test_a_question_without_words_is_asked_all_the_same(tiny, run):
+    _, _, error = run("predict", tiny / "model", "--question", "", "--context", "b")
+    assert "predict takes one of" not in error
+
+
 @pytest.mark.parametrize("rung", ["nonsense", "numba_cuda"])
 def test_kernels_that_do_not_exist_here(tiny, rung):
     for arguments in (["predict", tiny / "model", "--text", "fine"], ["info"]):

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minift import Tensor, detect_anomaly, no_grad, ops
+from minift import Tensor, detect_anomaly, manual_seed, no_grad, ops
 from minift.nn import Linear, Module, ModuleList
 
 
@@ -124,6 +124,19 @@ def test_array_times_tensor_is_a_tensor():
     x = Tensor([1.0, 2.0], requires_grad=True)
     (np.array([3.0, 4.0]) * x).sum().backward()
     np.testing.assert_array_equal(x.grad, [3.0, 4.0])
+
+
+def test_a_tensor_is_its_values_for_numpy_and_python():
+    x = Tensor([1.0, 2.5], requires_grad=True)
+    np.testing.assert_array_equal(np.asarray(x), [1.0, 2.5])
+    assert np.asarray(x).dtype == np.float32
+    assert float(x[1:].sum()) == 2.5
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, None])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises(TypeError, match="a seed is an integer"):
+        manual_seed(seed)
 
 
 def test_wrong_shape_from_a_backward_is_named():

@@ -88,6 +88,8 @@ def test_a_prompt_at_the_maximum_length_is_one_clear_error(tmp_path, capsys):
     [
         (["--prompt", "a", "--seed", "-1"], "seed is -1, expected 0 or more"),
         (["--prompt", "a", "--temperature", "nan"], "temperature is nan, expected 0 or more"),
+        (["--prompt", "a", "--temperature", "inf"], "temperature is inf, expected 0 or more"),
+        (["--prompt", "a", "--max-new-tokens", "-3"], "max_new_tokens is -3, expected 1 or more"),
         (["--prompt", "\udcff"], "the text '\\udcff' holds '\\udcff', which is no character"),
     ],
 )
@@ -341,3 +343,8 @@ def test_shapes_that_cannot_be(tmp_path, capsys):
     paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
     assert main(["pretrain", *paths, "--width", "10"]) == 2
     assert capsys.readouterr().err == "minift: width 10 is no multiple of heads 4\n"
+    assert main(["pretrain", *paths, "--family", "llama", "--width", "12"]) == 2
+    assert "head_dim is 3, and pairs of numbers are turned" in capsys.readouterr().err
+    assert main(["pretrain", *paths, "--dropout", "nan"]) == 2
+    assert capsys.readouterr().err == "minift: dropout is nan, expected a probability from 0 to 1\n"
+    assert not (tmp_path / "out").exists()

@@ -84,6 +84,18 @@ def test_all_ignored():
     assert "all 7 targets are ignored" in error([3] * ROWS, ignore_index=3)
 
 
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
+def test_smoothing_out_of_range(smoothing):
+    assert "label_smoothing is" in error([0] * ROWS, label_smoothing=smoothing)
+
+
+def test_logits_of_another_kind():
+    with pytest.raises(TypeError, match="logits are a Tensor, not ndarray"):
+        minift.cross_entropy(LOGITS, [0] * ROWS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(minift.InputError, match=r"shape \(1, 7, 5\), expected rows and classes"):
+        minift.cross_entropy(Tensor(LOGITS[None]), [0])
+
+
 @pytest.mark.parametrize("targets", [[0], [0] * 6, [0] * 8, 0, []])
 def test_wrong_number_of_targets(targets):
     assert f"{np.size(targets)} targets for 7 rows of logits" in error(targets)
@@ -112,6 +124,7 @@ def test_a_name_that_is_not_there():
 @pytest.mark.parametrize("bad", [1.5, np.float32(0.7), None])
 def test_a_target_that_is_no_label(bad):
     assert f"there is no label {bad}" in error([0, 1, 2, 3, 4, 0, bad])
+    assert f"there is no label {bad}" in error(bad)
 
 
 def test_mse_loss_is_the_formula():

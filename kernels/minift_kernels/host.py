@@ -33,7 +33,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
-from numba.core import event
+from numba.core import config, event
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -149,6 +149,15 @@ def _float32_pointer(typing_context, address):
 def float32_array(address, size):
     """The `size` float32 values from `address` on as an array, for one compiled loop over many arrays."""
     return carray(_float32_pointer(address), size)  # pyright: ignore[reportCallIssue]
+
+
+def why_not_compiled(x) -> str | None:
+    """Why compiled loops cannot run on arrays like `x` here; None where they can."""
+    if config.DISABLE_JIT:
+        return "Numba's compiler is off (NUMBA_DISABLE_JIT), and not all that they call is Python"
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        return "it takes float32 arrays of NumPy"
+    return None
 
 
 def thread_count() -> int:

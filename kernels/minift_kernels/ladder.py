@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from minift_kernels import gpu
+from minift_kernels import gpu, host
 
 FAMILIES = ("reference", "numba_cpu", "numba_cuda", "cuda_c")
 
@@ -135,8 +135,8 @@ def why_not(rung: str, x) -> str | None:
         return gpu.why_no_cuda_c(x)
     if family == "numba_cuda":
         return gpu.why_no_numba_cuda(x)
-    if family == "numba_cpu" and not (isinstance(x, np.ndarray) and x.dtype == np.float32):
-        return "it takes float32 arrays of NumPy"
+    if family == "numba_cpu":
+        return host.why_not_compiled(x)
     return None
 
 

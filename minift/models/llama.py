@@ -141,11 +141,16 @@ def rotation_speeds(config: DecoderConfig, source: str = "config.json") -> np.nd
     Pair i turns by theta^(-2i / D) (Su et al. 2021, section 3.2.2). "linear" divides all speeds by a factor, as if the
     tokens stood closer (Chen et al. 2023). "llama3" divides only those pairs that turn less than low_freq_factor times
     in the text it was first trained on, leaves those that turn more than high_freq_factor times, and goes over
-    smoothly between (Llama 3.1's published code). Raises InputError for other kinds and for missing numbers.
+    smoothly between (Llama 3.1's published code). Raises InputError for other kinds, for missing numbers, and for an
+    odd D.
     """
     parameters = config.rope_parameters
     kind = parameters.get("rope_type", "default")
     size = config.head_dim
+    if size % 2:
+        raise InputError(
+            f"{source}: head_dim is {size}, and pairs of numbers are turned: expected an even number"
+        )
     try:
         speeds = float(parameters["rope_theta"]) ** (-np.arange(0, size, 2) / size)
         if kind == "default":

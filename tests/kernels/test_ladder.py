@@ -176,6 +176,20 @@ print(gelu.ladder.rung(np.zeros(1, np.float32)).__name__)"""
     assert "'fortran'" in python(code, MINIFT_KERNELS="fortran").stderr
 
 
+def test_without_numbas_compiler_the_reference_computes():
+    """So that a debugger that has it switched off steps through Python."""
+    code = """
+import numpy as np
+from minift_kernels import OPERATIONS, use_kernels
+x = np.zeros((2, 2), np.float32)
+print({ladder.choose(x) for ladder in OPERATIONS.values()})
+with use_kernels("numba_cpu"):
+    OPERATIONS["softmax"].choose(x)"""
+    done = python("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'" + code)
+    assert done.stdout == "{'reference'}\n"
+    assert "Numba's compiler is off (NUMBA_DISABLE_JIT)" in done.stderr
+
+
 def test_results_do_not_depend_on_what_was_imported_first():
     """Notebooks import numpy before anything else."""
     code = """
