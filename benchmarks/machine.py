@@ -24,10 +24,11 @@ def describe(threads: int | None) -> dict:
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
+    """Its name, and which generation it is: in virtual machines many have one name."""
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name", "unknown")
+    return f"{name}, family {facts['cpu family']}" if "cpu family" in facts else name
 
 
 def other_programs_share(own: list[int]) -> Callable[[], float]:

@@ -1,7 +1,7 @@
 """Where the time of a training step goes on a CPU, kernel by kernel, beside what the machine can do (`make bench`).
 
     python benchmarks/step_profile.py                      # three steps of cpu.py; writes results/step_profile.md
-    python benchmarks/step_profile.py --only step-16x32    # one of them
+    python benchmarks/step_profile.py --only step-16x32    # one of them, which it only prints
 
 Products are held against multiply-adds whose factors lie in the first-level cache, on all threads; AdamW and the
 gradient's length against a loop that scales an array in place and one that reads it, both too large for any cache.
@@ -39,7 +39,7 @@ from numba import prange
 from ours import Trainer, versions
 from worker import Worker
 
-RESULTS = Path(__file__).parent / "results" / "step_profile.md"
+RESULTS = Path(__file__).parent / "results"
 STEPS = ("step-16x32", "step-8x128", "step-base-8x64")
 WARM_UP = 3
 """Steps that are not counted: they compile kernels and touch fresh memory."""
@@ -145,7 +145,7 @@ def _multiply_in_cache(a, panel, c, times):
         rows, inner = a[thread].shape
         columns = c.shape[2]
         for _ in range(times):
-            tiles._tile(  # pyright: ignore[reportCallIssue]
+            tiles.multiply_tile(  # pyright: ignore[reportCallIssue]
                 np.int64(rows), np.int64(columns), np.int64(inner), np.float32(1),
                 a[thread].ctypes.data, np.int64(4 * inner), np.int64(4), panel[thread].ctypes.data,
                 np.int64(0), np.int64(0), c[thread].ctypes.data, np.int64(4 * columns),
@@ -237,8 +237,9 @@ Medians over {len(chosen[0].batches)} steps.
 - Versions: Python {here["python"]}, {of}.
 - Date: {here["date"]}. Command: `{" ".join(["python", *sys.argv])}`.
 """
-    runs.write_text(options.results / RESULTS.name, page)
     print(page)
+    if len(chosen) == len(STEPS):
+        runs.write_text(options.results / f"{options.record}.md", page)
 
 
 def parse_options():
@@ -249,7 +250,8 @@ def parse_options():
     option("--only", nargs="+", choices=STEPS, default=STEPS, help="names of measures")
     option("--repeats", type=int, default=20, help="steps of each")
     option("--data", type=Path, default=SHARED_DATA, help="the folder that holds sst2/")
-    option("--results", type=Path, default=RESULTS.parent, help="a folder")
+    option("--results", type=Path, default=RESULTS, help="a folder")
+    option("--record", default="step_profile", help="name of the file written there")
     parser.set_defaults(quick=False, epoch_batches=1, numpy_first=False)
     return parser.parse_args()
 

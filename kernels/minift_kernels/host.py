@@ -33,7 +33,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
-from numba.core import config, event
+from numba.core import event
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -153,7 +153,7 @@ def float32_array(address, size):
 
 def why_not_compiled(x) -> str | None:
     """Why compiled loops cannot run on arrays like `x` here; None where they can."""
-    if config.DISABLE_JIT:
+    if numba.config.DISABLE_JIT:  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
         return "Numba's compiler is off (NUMBA_DISABLE_JIT), and not all that they call is Python"
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         return "it takes float32 arrays of NumPy"

@@ -175,7 +175,7 @@ def _multiply_panel(
         tile, down, across = a + r * a_down, a_down, a_across
         if height == ROWS and len(copied) > 0:
             tile, down, across = copied[r // ROWS].ctypes.data, _ITEM, _ITEM * ROWS
-        _tile(  # pyright: ignore[reportCallIssue]
+        multiply_tile(  # pyright: ignore[reportCallIssue]
             height, width, inner, alpha, tile, down, across, panel,
             start + r * start_down, start_down, c + r * c_down, c_down,
         )  # fmt: skip
@@ -299,7 +299,7 @@ def _copy_steps(typing_context, source, source_down, target):
 
 
 @intrinsic
-def _tile(
+def multiply_tile(
     typing_context,
     height, width, inner, alpha, a, a_down, a_across, panel, start, start_down, c, c_down,
 ):  # fmt: skip
