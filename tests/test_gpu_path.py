@@ -72,6 +72,7 @@ def assert_close(got, want, tolerance):
         ("text-regression", TEXTS, np.array([1.5, -2, 0, 3], np.float32)),
         ("token-classification", [tuple(text.split()) for text in TEXTS], [[1] * 4, [0] * 5, [1], [0] * 10]),
         ("question-answering", [(TEXTS[2], text) for text in TEXTS], [((4, 8),), (), ((0, 4),), ((3, 9),)]),
+        ("fill-mask", ["[MASK] film", "the [MASK] [MASK] ,", "no mask"], None),
     ],
 )
 def test_the_loss_of_every_task_is_that_of_the_reference(tmp_path, cupy, task, inputs, targets):
