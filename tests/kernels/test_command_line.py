@@ -2,8 +2,9 @@
 
 import shutil
 
+import cupy_stand_in
 import pytest
-from minift_kernels import OPERATIONS, gpu
+from minift_kernels import OPERATIONS, __main__, gpu
 from minift_kernels.__main__ import STEPS, main
 
 
@@ -52,3 +53,16 @@ def test_an_unknown_operation(capsys):
         main(["fortran"])
     assert error.value.code == 2
     assert "there is no operation 'fortran'; there are matmul, softmax" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_on_a_gpu_its_rungs_have_lines_of_their_own(operation, capsys, monkeypatch):
+    monkeypatch.setattr(__main__, "MINILM", __main__.TINY)
+    monkeypatch.setattr(__main__, "_time", lambda run, xp: 1.0)
+    monkeypatch.setattr(gpu, "why_no_numba_cuda", lambda x: "its arrays are no real ones")
+    with cupy_stand_in.installed():
+        assert main([operation]) == 0, capsys.readouterr().out
+    words = capsys.readouterr().out.split()
+    assert "emulated" not in words
+    assert set(words) >= {name for name in OPERATIONS[operation].rungs if not name.startswith("numba")}
