@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from minift import checkpoint, hub
 from minift.device import array_library, check_precision
 from minift.errors import InputError
 from minift.methods import part, saved
+from minift.methods.method import head_parameters
 from minift.models import architecture_of
 from minift.models.architecture import Architecture, ModelConfig, initialize
 from minift.nn import skip_init
@@ -19,6 +21,9 @@ from minift.tasks.task_model import TaskModel
 from minift.tokenizer import Tokenizer
 
 log = logging.getLogger("minift")
+
+UNNAMED = ["LABEL_0", "LABEL_1"]
+"""The labels that transformers takes where a config.json names none."""
 
 NO_HEAD = (
     "this checkpoint has no trained head; fine-tune it first (in Python, labels=[...] gives it a new head)"
@@ -44,37 +49,61 @@ def load(
     lacks are drawn as transformers draws them, and one line says which; the head may be among them where `labels` are
     given or `new_head` is true.
 
+    With `new_head`, as in a fine-tuning, `labels` are those of the examples, in any order: a checkpoint whose labels
+    they are, or some of them, keeps its own with its head, and a head for others is replaced, which the line says.
+
     Raises InputError for a checkpoint that cannot be found or read, a tokenizer that does not fit the vocabulary, a
-    weight of another shape, for a checkpoint that has no labels or no trained head where no new one is allowed, and
-    for a device or a precision that cannot be used.
+    weight of another shape, for a checkpoint that has no labels or no trained head where no new one is allowed, for
+    its own labels in another order, and for a device, a precision or a dtype that cannot be used.
     """
     array_library(device)  # what is wrong with it is said before anything is read
     check_precision(precision, device)
+    if np.dtype(dtype).kind != "f":
+        raise InputError(f"dtype is {np.dtype(dtype)}, expected np.float32 or np.float64")
+    if isinstance(labels, str):
+        raise InputError(f"labels is {labels!r}, expected a list of names")
     directory = hub.resolve(name)
     description = saved.description_of(directory)
     if description is not None:
         model = _load_part(directory, description, task, labels, max_length)
         return model.to(dtype, device).compute_in(precision).train()
-    model, report = _load_whole(name, directory, task, labels, max_length)
+    config = checkpoint.read_config(directory)
+    own = _own_labels(config, str(directory / "config.json")) or UNNAMED
+    if new_head and labels is not None and set() < set(map(str, labels)) <= set(own):
+        labels = own  # in the order that the head was trained in
+    model, report = _load_whole(name, directory, config, task, labels, max_length, new_head)
     body = f"{model.architecture.body_name}."
     new_in_head = [key for key in report.initialized if not key.startswith(body)]
     if new_in_head and labels is None and not new_head:
         raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
+    names = list(model.labels or ())
+    if not new_in_head and names != own and sorted(names) == sorted(own):
+        raise InputError(
+            f"{name}: labels are {', '.join(names)}; its head was trained for {', '.join(own)}, in this order"
+        )
     if report.initialized or report.unused:
-        log.warning("%s: %s", name, report)
+        line = f"{name}: {report}"
+        if set(report.initialized) & set(report.unused):
+            asked = ", ".join(names) or _name_of(type(model))
+            line += f"; its head was trained for {', '.join(own)}, the new one is for {asked}"
+        log.warning("%s", line)
     return model.to(dtype, device).compute_in(precision).train()
 
 
 def _load_whole(
     name: str | Path,
     directory: Path,
+    config_json: dict[str, Any],
     task: str | None,
     labels: Sequence[str] | None,
     max_length: int | None,
+    new_head: bool,
 ) -> tuple[TaskModel, checkpoint.KeyReport]:
-    """The model of a directory that holds all its weights, but for a head that it may lack, and what was found."""
+    """The model of a directory that holds all its weights, but for a head that it may lack, and what was found.
+
+    With `new_head` a head for other labels is left unused.
+    """
     source = str(directory / "config.json")
-    config_json = checkpoint.read_config(directory)
     architecture = architecture_of(config_json, source)
     config = architecture.config.from_dict(config_json, source)
     make = _task(task, labels, config_json, architecture)
@@ -84,7 +113,8 @@ def _load_whole(
     with skip_init():
         model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
     _restore_settings(model, config_json)
-    report = fill(model, directory, config.initializer_range)
+    new_head = new_head and not _serves(_own_labels(config_json, source) or UNNAMED, model)
+    report = fill(model, directory, config.initializer_range, new_head)
     model.source = str(Path(name).expanduser().resolve() if Path(name).expanduser().is_dir() else name)
     model.drawn = tuple(report.initialized)
     return model, report
@@ -103,14 +133,20 @@ def _load_part(
         base_directory = hub.resolve(base)
     except InputError as error:
         raise InputError(f"{directory}: its base model: {error}") from error
+    base_config = checkpoint.read_config(base_directory)
     # minift writes a config.json beside the part; where another library did not, the part itself tells the labels.
     if (directory / "config.json").exists():
+        source = str(directory / "config.json")
         config = checkpoint.read_json(directory / "config.json")
     else:
-        config = saved.implied_config(description, directory, checkpoint.read_config(base_directory))
-    make = _task(task, labels, config, architecture_of(config, str(base_directory)))
-    labels = _labels(make, labels, config, str(directory / "config.json"))
-    model, _ = _load_whole(base, base_directory, _name_of(make), labels, max_length)
+        source = str(base_directory / "config.json")
+        config = saved.implied_config(description, directory, base_config)
+    make = _task(task, labels, config, architecture_of(config, source))
+    labels = _labels(make, labels, config, source)
+    # The part brings its own head, so that it does not matter which labels the base model's is for.
+    model, _ = _load_whole(
+        base, base_directory, base_config, _name_of(make), labels, max_length, new_head=True
+    )
     _restore_settings(model, config)
     if (directory / "tokenizer.json").exists():
         model.tokenizer = _tokenizer(directory, max_length, model.config)
@@ -138,14 +174,20 @@ def _restore_settings(model: TaskModel, config: Mapping[str, Any]) -> None:
         setattr(model, setting, config.get(setting, getattr(model, setting)))
 
 
-def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpoint.KeyReport:
+def fill(
+    model: TaskModel, directory: Path, initializer_range: float, new_head: bool = False
+) -> checkpoint.KeyReport:
     """Set every parameter from the checkpoint in `directory`, and draw those it lacks; returns which are which.
+
+    With `new_head` the head is drawn, and what the checkpoint has in its place is unused.
 
     Raises InputError for a damaged file, for a wrong shape, and for a checkpoint that has nothing of the model.
     """
     tensors = checkpoint.read_tensors(directory, np.float32)
     key_of = {model.architecture.current_name(key): key for key in tensors}
     parameters = dict(model.named_parameters())
+    replaced = [name for name in head_parameters(model) if name in key_of] if new_head else []
+    key_of = {name: key for name, key in key_of.items() if name not in replaced}
     report = checkpoint.match_keys(
         {name: tensors.shapes[key] for name, key in key_of.items()},
         {name: parameter.shape for name, parameter in parameters.items()},
@@ -159,7 +201,20 @@ def fill(model: TaskModel, directory: Path, initializer_range: float) -> checkpo
     for key in report.loaded:
         parameters[key].data = np.array(tensors[key_of[key]])  # a copy: the file's own bytes stay as they are
     initialize({key: parameters[key] for key in report.initialized}, initializer_range)
-    return report
+    return replace(report, unused=[*report.unused, *replaced])
+
+
+def _serves(own: list[str], model: TaskModel) -> bool:
+    """Whether a head that was trained for the labels `own` answers the model's question.
+
+    It does where it has as many outputs and they have the same names, or none on one of the two sides: LABEL_0 in the
+    checkpoint, or 0 in the examples.
+    """
+    if len(own) != model.outputs:
+        return False
+    unnamed = [f"LABEL_{index}" for index in range(len(own))]
+    indices = [str(index) for index in range(len(own))]
+    return model.labels is None or own == unnamed or list(model.labels) in (own, indices)
 
 
 def _task(
@@ -184,14 +239,22 @@ def _labels(
     if not make.has_labels:
         return None
     if labels is None:
-        named = config.get("id2label")
-        if not isinstance(named, dict):
+        own = _own_labels(config, source)
+        if own is None:
             raise InputError(f"{source}: id2label missing: {NO_HEAD}")
-        try:
-            return [str(named[index]) for index in sorted(named, key=int)]
-        except ValueError:
-            raise InputError(f"{source}: id2label has keys {', '.join(named)}, expected 0, 1, ...") from None
+        return own
     labels = [str(label) for label in labels]
     if not labels or len(set(labels)) < len(labels):
         raise InputError(f"labels are {', '.join(labels) or 'none'}; expected one or more, each once")
     return labels
+
+
+def _own_labels(config: Mapping[str, Any], source: str) -> list[str] | None:
+    """The names of the classes in a config.json, in the order of their indices; None where it has none."""
+    named = config.get("id2label")
+    if not isinstance(named, dict):
+        return None
+    try:
+        return [str(named[index]) for index in sorted(named, key=int)]
+    except ValueError:
+        raise InputError(f"{source}: id2label has keys {', '.join(named)}, expected 0, 1, ...") from None

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from tiny import rows, write_tsv
 
 import minift
 from minift.find_lr import (
@@ -92,8 +91,10 @@ def test_out_is_looked_at_before_any_run(tiny, tmp_path):
 
 
 def test_a_loss_that_is_zero_throughout(tiny, tmp_path, compiled):
-    one = write_tsv(tmp_path / "one.tsv", [(text, "positive") for text, _ in rows(20, seed=1)])
-    found = find_lr(search(tiny, tmp_path, model=str(tiny / "body"), train=one, dev=one, steps=10))
+    one = tmp_path / "one.conll"
+    one.write_text("film\tO\n\n" * 20)
+    options = {"model": str(tiny / "body"), "task": "token-classification", "train": one, "dev": one}
+    found = find_lr(search(tiny, tmp_path, **options, steps=10))
     assert set(found.grid.values()) == {0.0} and found.suggestion is None
     assert "never fell" in (tmp_path / PAGE).read_text()
 

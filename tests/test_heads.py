@@ -1,8 +1,10 @@
 """The classification head: what a text is told does not depend on its company, order or the model's mode."""
 
+import json
+
 import numpy as np
 import pytest
-from tiny import rows
+from tiny import make_model, rows
 
 import minift
 from minift import history
@@ -146,9 +148,56 @@ def test_labels_of_a_new_head(tiny):
         minift.cross_entropy(model("good"), "positive")
 
 
+@pytest.mark.parametrize("task", ["text-classification", "multi-label", "token-classification"])
+@pytest.mark.parametrize("labels", [["B-X", "O"], ["B-X", "I-X", "O"], ["O"]])
+def test_a_head_that_has_the_labels_of_the_examples_keeps_its_own(tmp_path, caplog, task, labels):
+    trained = make_model(tmp_path / "words", labels=("O", "B-X", "I-X"), task=task)
+    trained.save(tmp_path / "model")
+    model = minift.load(tmp_path / "model", task, labels, new_head=True)
+    assert model.labels == trained.labels and caplog.messages == []
+    np.testing.assert_array_equal(model.classifier.weight.data, trained.classifier.weight.data)
+
+
+@pytest.mark.parametrize("labels", [["neg", "pos"], ["maybe", "negative", "positive"], ["2", "3"]])
+def test_a_head_for_other_labels_is_replaced(tiny, caplog, labels):
+    model = minift.load(tiny / "model", labels=labels, new_head=True)
+    assert list(model.labels) == labels and model.classifier.weight.data.std() < 0.03
+    names = "classifier.weight, classifier.bias"
+    assert caplog.messages == [
+        f"{tiny / 'model'}: loaded 39 tensors; newly initialized: {names}; unused: {names}; "
+        f"its head was trained for negative, positive, the new one is for {', '.join(labels)}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "labels"),
+    [(["LABEL_0", "LABEL_1"], ["no", "yes"]), (["no", "yes"], ["0", "1"]), (None, ["a", "b"])],
+)
+def test_a_head_without_names_takes_those_of_the_examples_in_their_order(tmp_path, caplog, own, labels):
+    trained = make_model(tmp_path / "words", labels=own or ["LABEL_0", "LABEL_1"])
+    trained.save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    if own is None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": None}))
+    model = minift.load(tmp_path / "model", labels=labels, new_head=True)
+    assert list(model.labels) == labels and caplog.messages == []
+    np.testing.assert_array_equal(model.classifier.weight.data, trained.classifier.weight.data)
+
+
+def test_a_head_of_classes_is_replaced_by_one_for_a_number(tiny, caplog):
+    model = minift.load(tiny / "model", "text-regression", new_head=True)
+    assert model("good").shape == (1, 1)
+    assert caplog.messages[0].endswith("trained for negative, positive, the new one is for text-regression")
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
+        (
+            ["positive", "negative"],
+            "labels are positive, negative; its head was trained for negative, positive, in this order",
+        ),
+        ("pos", "labels is 'pos', expected a list of names"),
         ([], "labels are none; expected one or more, each once"),
         (["a", "b", "a"], "labels are a, b, a; expected one or more, each once"),
         (["a", "b", "c"], r"'classifier.weight' has shape \(2, 24\), the model expects \(3, 24\)"),
@@ -157,6 +206,17 @@ def test_labels_of_a_new_head(tiny):
 def test_labels_that_cannot_be(tiny, labels, message):
     with pytest.raises(minift.InputError, match=message):
         minift.load(tiny / "model", labels=labels)
+
+
+def test_examples_are_those_of_a_file(model):
+    for wrong in (minift.evaluate, lambda *given: model.batches(given[1], 2)):
+        with pytest.raises(minift.InputError, match=r"minift.Dataset\('dev.tsv'\) reads them, found a list"):
+            wrong(model, [("a", "positive")])
+
+
+def test_weights_are_floats(tiny):
+    with pytest.raises(minift.InputError, match="dtype is int32, expected np"):
+        minift.load(tiny / "model", dtype=np.int32)
 
 
 def test_without_labels_a_checkpoint_must_have_a_head(tiny, tmp_path):

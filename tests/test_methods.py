@@ -289,6 +289,15 @@ def test_parts_for_another_base_model(model, tiny, tmp_path):
         minift.load(tmp_path / "part")
 
 
+def test_a_config_that_says_nothing_is_named(model, tmp_path):
+    minift.apply_method(model, "lora")
+    model.save(tmp_path / "part")
+    (tmp_path / "part" / "config.json").write_text("{}")
+    with pytest.raises(minift.InputError) as caught:
+        minift.load(tmp_path / "part")
+    assert str(caught.value).startswith(f"{tmp_path / 'part' / 'config.json'}: model_type is None, expected")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

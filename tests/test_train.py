@@ -71,6 +71,36 @@ def test_the_written_model_is_the_evaluated_one(tiny, tmp_path):
     assert model.training, "evaluate gives the model back as it was"
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_going_on_from_a_classifier_begins_where_it_stands(tiny, tmp_path, method):
+    """Whichever order its labels have, and also where the base model's have another."""
+    model = make_model(tmp_path / "words", labels=("positive", "negative"))
+    model.save(tmp_path / "model")
+    texts = [text for text, _ in rows(30, seed=2)]
+    said = [prediction.label for prediction in model.predict(texts)]
+    path = write_tsv(tmp_path / "a.tsv", list(zip(texts, said, strict=True)))
+    run = config(tiny, tmp_path / "out", model=str(tmp_path / "model"), train=path, dev=path, method=method)
+    metrics = finetune(replace(run, epochs=1, learning_rate=1e-6))
+    assert metrics["before"]["accuracy"] == metrics["after"]["accuracy"] == 1
+    assert minift.evaluate(minift.load(run.out), minift.Dataset(path))["accuracy"] == 1
+
+
+def test_a_part_may_have_other_labels_than_its_base_model(tiny, tmp_path):
+    texts = [("good", "a"), ("bad", "b"), ("film", "c")]
+    path = write_tsv(tmp_path / "a.tsv", texts)
+    metrics = finetune(config(tiny, tmp_path / "out", train=path, dev=path, method="lora"))
+    found = minift.evaluate(minift.load(tmp_path / "out"), minift.Dataset(path))
+    assert found["loss"] == pytest.approx(metrics["after"]["loss"], rel=1e-6)
+
+
+def test_one_label_alone_is_nothing_to_learn(tiny, tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [("good", "pos"), ("fine", "pos")])
+    with pytest.raises(minift.InputError, match=r"a.tsv: only one label, 'pos'; two or more are expected"):
+        finetune(config(tiny, tmp_path / "out", train=path))
+    write_tsv(path, [("good", "positive"), ("fine", "positive")])  # one of those that the model tells apart
+    finetune(config(tiny, tmp_path / "out", train=path))
+
+
 def test_same_seed_same_run_and_another_seed_another(tiny, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         finetune(config(tiny, tmp_path / name, seed=seed))

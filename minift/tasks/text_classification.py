@@ -8,6 +8,7 @@ import numpy as np
 from minift_kernels import softmax as softmax_kernels
 
 from minift.data import Batch, Columns, Dataset, Text, pack
+from minift.errors import InputError
 from minift.losses import cross_entropy
 from minift.metrics import accuracy, macro_f1, matthews
 from minift.tasks.task_model import Outcomes, TaskModel, Verdict, plain_text
@@ -50,6 +51,11 @@ class TextClassification(TaskModel):
     @property
     def outputs(self) -> int:
         return len(self.labels)
+
+    def prepare(self, examples: Dataset) -> None:
+        if self.outputs < 2:
+            only = ", ".join(self.labels)
+            raise InputError(f"{examples.path}: only one label, {only!r}; two or more are expected")
 
     def targets(self, examples: Dataset) -> np.ndarray:
         return examples.label_ids(self.labels)  # (R,)
