@@ -13,6 +13,7 @@ A batch of B texts is one row of T tokens, one text after the other, without pad
 import csv
 import json
 import logging
+import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -94,19 +95,24 @@ def _read_csv(lines: Lines) -> list[str] | None:
         raise BrokenRecord(f"not CSV: {error} (is a quotation mark missing?)") from None
 
 
-def _read_txt(lines: Lines) -> dict[str, Any] | None:
-    line = next(lines).removesuffix("\n").removesuffix("\r")
-    return {"text": line} if line else None
+def _read_txt(lines: Lines) -> dict[str, Any]:
+    # An empty line is a text, too: whoever lays predictions beside the file's lines expects one for each.
+    return {"text": next(lines).removesuffix("\n").removesuffix("\r")}
 
 
 def _read_jsonl(lines: Lines) -> dict[str, Any] | None:
     line = next(lines)
-    if not line.strip():
-        return None
+    return json_object(line) if line.strip() else None
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The JSON object that a line holds. Raises BrokenRecord for anything else."""
     try:
         record = json.loads(line)
     except RecursionError:
         raise BrokenRecord("not JSON that can be read: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise BrokenRecord(f"not JSON: {error.msg}, at column {error.colno}") from None
     except ValueError as error:
         raise BrokenRecord(f"not JSON: {error}") from None
     if not isinstance(record, dict):
@@ -128,7 +134,7 @@ class Dataset:
     The file is .tsv (split at tabs alone, no quoting), .csv or .jsonl, in UTF-8, with a header or keys. The
     text is the column `sentence` or `text`, or the pair `sentence1` and `sentence2`; the label is the
     column `label`. The arguments choose others. With `require_label=False` no label is looked for, and each
-    label is None; the file may then also be .txt, a text a line without a header.
+    label is None; the file may then also be .txt, a text in every line, without a header.
 
     Raises InputError, with the line, for a file that is not so.
     """
@@ -170,6 +176,12 @@ class Dataset:
         present = [name for name in self.LABEL_COLUMNS if name in names]
         chosen = label_column or (present or self.LABEL_COLUMNS)[0]
         self._label_column = self._choose(names, chosen) if require_label else None
+        columns = [*self._text_columns, self._label_column]
+        twice = [name for name in columns if columns.count(name) > 1]
+        if twice:
+            raise InputError(
+                f"{self.path}: column {twice[0]!r} is chosen twice; text, pair and label are each one of their own"
+            )
 
         records = self._records()
         if not isinstance(first[2], dict):
@@ -213,7 +225,7 @@ class Dataset:
     # ---- Records ----
 
     def _records(self, offset: int = 0, number: int = 1) -> Iterator[tuple[int, int, Any]]:
-        """(offset, line number, fields) of each record from `offset` on. Blank lines are passed over."""
+        """(offset, line number, fields) of each record from `offset` on. Blank lines are none, but in a .txt."""
         lines = Lines(self._file, self.path, offset, number)
         while True:
             offset, number = lines.offset, lines.number
@@ -251,7 +263,8 @@ class Dataset:
 
         Raises InputError, with the line, for what is no label.
         """
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        no_number = isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
+        if no_number or not isinstance(value, str | int | float):
             raise self.error(number, f"label was to be a string or a number, found {json.dumps(value)[:60]}")
         label = str(value).strip()  # a space that nobody sees is no other class
         if not label:

@@ -13,7 +13,7 @@ def evaluate(model: TaskModel, examples: Examples, batch_size: int = 32) -> dict
 
     A warning says how many texts were longer than the maximum.
 
-    Raises InputError for a label that the model does not have.
+    Raises InputError for a label that the model does not have, and for a list in the place of a file's examples.
     """
     return examine(model, examples, batch_size)[0]
 
@@ -23,7 +23,7 @@ def examine(model: TaskModel, examples: Examples, batch_size: int) -> tuple[dict
     started = time.perf_counter()
     predictions = []
     loss_sum = 0.0
-    targets = texts = truncated = 0
+    targets = truncated = 0
     with evaluating(model):
         for batch in model.batches(examples, batch_size):
             output = model(batch)
@@ -31,9 +31,8 @@ def examine(model: TaskModel, examples: Examples, batch_size: int) -> tuple[dict
             loss_sum += model.loss(output, batch).item() * batch.targets
             predictions += model.decode(output.numpy(), batch)
             targets += batch.targets
-            texts += len(batch)
             truncated += batch.truncated
-    warn_of_truncated(truncated, texts, model.tokenizer.max_length)
+    warn_of_truncated(truncated, len(examples), model.tokenizer.max_length)
     metrics = {
         **model.metrics(predictions, examples),
         "loss": loss_sum / max(targets, 1),

@@ -79,12 +79,14 @@ def test_other_columns_by_option(tmp_path):
 
 
 def test_a_txt_has_a_text_in_every_line(tmp_path):
-    path = write(tmp_path, "a.txt", "\ufeffsentence\r\n\n a\tb \nlast")
+    path = write(tmp_path, "a.txt", "\ufeffsentence\r\n\n a\tb \nlast\n\n")
     dataset = Dataset(path, require_label=False)
     assert [dataset[index] for index in range(len(dataset))] == [
         ("sentence", None),
+        ("", None),
         (" a\tb ", None),
         ("last", None),
+        ("", None),
     ]
 
 
@@ -186,7 +188,7 @@ def test_an_unknown_label_names_its_line(tmp_path, written, names, message):
         ("a.csv", 'text,label\n"a" b,2\n', ", line 2: not CSV: ',' expected after '\"'"),
         ("a.csv", 'text,label\nx,1\n"' + "x" * 200_000, ", line 3: not CSV: field larger than field limit"),
         ("a.csv", "text,label\rx,1\r", ", line 1: not CSV: new-line character seen in unquoted field"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"', ", line 2: not JSON: "),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"', ", line 2: not JSON: .*, at column 13$"),
         ("a.jsonl", '{"text": "x", "label": 1}\n[1]', ", line 2: a JSON object was expected, found list"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}', ", line 2: no key 'label'; there are"),
         ("a.jsonl", '{"text": 5, "label": 1}', ", line 1: 'text' was to be a text, found 5"),
@@ -195,6 +197,8 @@ def test_an_unknown_label_names_its_line(tmp_path, written, names, message):
         ("a.jsonl", '{"text": "x", "label": "\\ud800"}', r", line 1: the label holds '\\ud800', which is no char"),
         ("a.jsonl", '{"text": "x", "label": [1]}', r", line 1: label was to be .*, found \[1\]"),
         ("a.jsonl", '{"text": "x", "label": true}', r", line 1: label was to be .*, found true"),
+        ("a.jsonl", '{"text": "x", "label": NaN}', r", line 1: label was to be .*, found NaN"),
+        ("a.jsonl", '{"text": "x", "label": 1e999}', r", line 1: label was to be .*, found Infinity"),
         ("a.jsonl", "[" * 100_000, ", line 1: not JSON that can be read: nested too deeply"),
         ("a.jsonl", "1" * 5000, ", line 1: not JSON: "),
         ("a.tsv", "text\tlabel\nx\t \n", ", line 2: the label is empty"),
@@ -225,6 +229,15 @@ def test_a_pair_column_alone(tmp_path):
         Dataset(path, pair_column="b")
     with pytest.raises(InputError, match="no column 'c'; there are: 'text', 'b', 'label'"):
         Dataset(path, text_column="c")
+
+
+@pytest.mark.parametrize("columns", [("label",), ("text", "text"), ("text", None, "text")])
+def test_a_column_is_chosen_once(tmp_path, columns):
+    path = write(tmp_path, "a.tsv", "text\tlabel\nx\t1\n")
+    with pytest.raises(
+        InputError, match=rf"a.tsv: column '{columns[0]}' is chosen twice; text, pair and label"
+    ):
+        Dataset(path, *columns)
 
 
 def test_a_file_that_changes_in_use(tmp_path):

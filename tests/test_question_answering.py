@@ -50,7 +50,7 @@ def test_an_answer_that_is_not_in_its_context(tiny, tmp_path, run):
         ),
         (
             sound.replace('"answer_start": 4', '"answer_start": 5'),
-            "'film' does not stand at character 5 of its context",
+            "'film' does not stand at character 5 of its context; found 'ilm '",
         ),
         (
             sound.replace('"film"', '"dull"').replace('"answer_start": 4', '"answer_start": -4'),
@@ -104,6 +104,28 @@ def test_other_layouts(tmp_path, content, message):
     with pytest.raises(minift.InputError) as caught:
         Questions(tmp_path / "a.json")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"answers": [{"text": "film", "answer_start": "4"}]},
+            "'answer_start' of an answer to question 'q' was to be an integer, found \"4\"",
+        ),
+        ({"answers": [{"text": "film"}]}, "an answer to question 'q' has no 'answer_start'"),
+        (
+            {"is_impossible": "false"},
+            "'is_impossible' of question 'q' was to be true or false, found \"false\"",
+        ),
+    ],
+)
+def test_values_of_another_type(tmp_path, entry, message):
+    paragraph = {"context": "the film", "qas": [{"question": "q", **entry}]}
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    with pytest.raises(minift.InputError) as caught:
+        Questions(tmp_path / "a.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +256,16 @@ def test_the_loss_is_that_of_each_window_alone(tmp_path):
             scores = logits[start:end, column]
             losses.append(np.log(np.exp(scores).sum()) - scores[row])
     assert model.loss(model(batch), batch).item() == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_pairs_are_counted_and_not_their_windows(tmp_path, caplog):
+    model = make_model(tmp_path, task="question-answering")
+    entries = [("was it good " * 9, ["film"]), ("what ?", ["dull"])]
+    path = squad(tmp_path / "a.json", *entries, context="the film was very good , the meal was dull " * 4)
+    [batch] = model.batches(Questions(path), 2)
+    assert len(batch) > 4 and batch.truncated == 1
+    minift.evaluate(model, Questions(path))
+    assert caplog.messages == ["1 of 2 texts: longer than 32 tokens, truncated"]
 
 
 # ---- The best span ----

@@ -43,6 +43,13 @@ def test_contractions_are_split_as_glove_has_them(tmp_path):
     assert tokenizer.tokens(tokenizer.pieces("Don't it's do n't")) == ["do", "n't", "it", "'s", "do", "n't"]
 
 
+def test_cased_vectors_are_found(tmp_path):
+    (tmp_path / "v.txt").write_text("3 1\nApple 1\nParis 2\nhouse 3\n")
+    import_word2vec(tmp_path / "v.txt", tmp_path / "model")
+    tokenizer = minift.load(tmp_path / "model", labels=["a", "b"]).tokenizer
+    assert tokenizer.tokens(tokenizer.pieces("Paris house House")) == ["Paris", "house", "<unk>"]
+
+
 def test_a_text_does_not_see_its_neighbours(directory):
     model = minift.load(directory, labels=["a", "b"]).eval()
     texts = ["good", "a very bad film", "the book was dull and not very good ."]
@@ -106,6 +113,8 @@ def test_static_and_fine_tuned(directory, method, tmp_path, capsys):
         ("good 1 2\n", "line 1: '<words> <numbers>' was expected, found 'good 1 2'"),
         ("2 2\ngood 1 2\nbad 1\n", "line 3: 1 numbers, 2 were expected"),
         ("1 2\ngood 1 x\n", "line 2: 'good' is followed by something that is no number"),
+        ("1 2\ngood 1 nan\n", "line 2: 'good' is followed by nan, expected a number (of float32)"),
+        ("1 2\ngood 1e39 1\n", "line 2: 'good' is followed by 1e39, expected a number (of float32)"),
         ("3 1\ngood 1\nbad 2\n", "3 distinct words were promised, found 2 in 2 lines"),
         ("2 1\ngood 1\ngood 2\n", "2 distinct words were promised, found 1 in 2 lines"),
     ],

@@ -147,7 +147,7 @@ def read_word2vec(path: Path) -> tuple[list[str], np.ndarray]:
     """The words and their vectors (V, H) float32 of a file in word2vec's text format.
 
     The first line says how many words there are and how many numbers each has; then come a word and its numbers a line.
-    Raises InputError, with the line, for a file that is not so.
+    Raises InputError, with the line, for a file that is not so, and for a number that float32 does not hold.
     """
     with checkpoint.open_file(path) as file:
         lines = Lines(file, path)
@@ -168,6 +168,9 @@ def read_word2vec(path: Path) -> tuple[list[str], np.ndarray]:
                 vectors.append(np.array(numbers, np.float32))
             except ValueError:
                 raise InputError(f"{place}: {word!r} is followed by something that is no number") from None
+            if not np.isfinite(vectors[-1]).all():
+                wrong = numbers[int(np.isfinite(vectors[-1]).argmin())]
+                raise InputError(f"{place}: {word!r} is followed by {wrong}, expected a number (of float32)")
             words.append(word)
     if len(words) != count or len(set(words)) != count or count == 0:
         raise InputError(
@@ -178,6 +181,8 @@ def read_word2vec(path: Path) -> tuple[list[str], np.ndarray]:
 
 def import_word2vec(path: Path, out: Path, pooling: str = "mean") -> None:
     """Write the vectors of a file as a model directory, which `minift finetune --model` takes.
+
+    Texts are read in lower case where all words of the file are.
 
     Raises InputError for a file in another format and for an unknown pooling.
     """
@@ -192,7 +197,8 @@ def import_word2vec(path: Path, out: Path, pooling: str = "mean") -> None:
     backend = tokenizers.Tokenizer(
         models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=UNKNOWN)
     )
-    backend.normalizer = normalizers.Lowercase()
+    if all(word == word.lower() for word in words):
+        backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
     backend.decoder = decoders.WordPiece()
     config = WordVectorsConfig(vocab_size=len(names), hidden_size=vectors.shape[1], pooling=pooling)

@@ -108,8 +108,10 @@ class QuestionAnswering(TaskModel):
                     for window in each
                 ]
             )  # (B, 2)
+        packed = pack(flat, labels)
+        packed.truncated = sum(each[0].truncated for each in windows)  # pairs, not windows
         return WindowBatch(
-            **vars(pack(flat, labels)),
+            **vars(packed),
             spans=[window.spans or [] for window in flat],
             owners=[owner for owner, each in enumerate(windows) for _ in each],
             pairs=list(inputs),
@@ -185,8 +187,8 @@ class QuestionAnswering(TaskModel):
         answered = sum(map(bool, targets))
         return {"with an answer": answered, "without": len(targets) - answered}
 
-    def in_words(self, text: tuple[str, str], prediction: Answer) -> str:
-        return f"{prediction}  {text[0]}"
+    def shown(self, text: tuple[str, str]) -> str:
+        return text[0]
 
 
 def rows_of_answer(window: Encoding, answer: Span | None) -> tuple[int, int]:

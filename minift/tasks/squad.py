@@ -6,6 +6,7 @@
 In version 2 a question has "is_impossible" as well; where it is true, the context does not answer it.
 """
 
+import json
 import re
 import string
 from collections import Counter
@@ -57,19 +58,34 @@ class Questions:
         question = self._text(entry, "question", name)
         name = f"question {str(entry.get('id', question))!r}"
         answers: list[Span] = []
-        if require_answers and not entry.get("is_impossible", False):
+        impossible = entry.get("is_impossible", False)
+        if require_answers and not isinstance(impossible, bool):
+            raise InputError(
+                f"{self.path}: 'is_impossible' of {name} was to be true or false, found {_brief(impossible)}"
+            )
+        if require_answers and not impossible:
             for answer in self._list(entry, "answers", name):
-                text = self._text(answer, "text", f"an answer to {name}")
-                start = answer.get("answer_start")
-                if type(start) is not int or not text or context[max(start, 0) :][: len(text)] != text:
-                    raise InputError(
-                        f"{self.path}: {name}: the answer {text[:60]!r} does not stand at character {start} of "
-                        f"its context{'' if text in context else ', nor anywhere else in it'}"
-                    )
-                answers.append((start, start + len(text)))
+                answers.append(self._span(answer, context, name))
             if not answers:
                 raise InputError(f"{self.path}: {name} has no answers, and no is_impossible says so")
         return Question(str(entry.get("id", "")), question, context, tuple(answers))
+
+    def _span(self, answer: Any, context: str, name: str) -> Span:
+        """Where an answer to the question `name` stands."""
+        text = self._text(answer, "text", f"an answer to {name}")
+        start = self._value(answer, "answer_start", f"an answer to {name}")
+        if type(start) is not int:
+            raise InputError(
+                f"{self.path}: 'answer_start' of an answer to {name} was to be an integer, found {_brief(start)}"
+            )
+        there = context[start : start + len(text)] if start >= 0 else ""
+        if not text or there != text:
+            elsewhere = "" if text in context else ", nor anywhere else in it"
+            raise InputError(
+                f"{self.path}: {name}: the answer {text[:60]!r} does not stand at character {start} of its "
+                f"context{elsewhere}; found {there[:60]!r}"
+            )
+        return start, start + len(text)
 
     def _list(self, holder: Any, key: str, name: str) -> list:
         found = self._value(holder, key, name)
@@ -100,6 +116,10 @@ class Questions:
     def __getitem__(self, index: int) -> tuple[tuple[str, str], tuple[Span, ...]]:
         found = self.questions[index]
         return (found.question, found.context), found.answers
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value)[:60]
 
 
 # ---- The official script's judgement -------------------------------------------------------------
