@@ -92,7 +92,7 @@ TEXTS = ["a great film", "the book was dull , not fine"]
     ("name", "content"),
     [
         ("a.txt", "\n".join(TEXTS)),
-        ("a.txt", "\n".join(TEXTS) + "\n\n"),
+        ("a.txt", "\n".join(TEXTS) + "\n"),
         ("a.tsv", "sentence\n" + "\n".join(TEXTS)),
         ("a.tsv", f"label\ttext\n?\t{TEXTS[0]}\n\t{TEXTS[1]}\n"),
         ("a.csv", f'text\n{TEXTS[0]}\n"{TEXTS[1]}"\n'),
@@ -104,6 +104,20 @@ def test_predict_reads_texts_from_files(tiny, tmp_path, run, name, content):
     from_file = run("predict", tiny / "model", "--file", tmp_path / name, "--json")
     assert from_file == run("predict", tiny / "model", "--text", *TEXTS, "--json")
     assert from_file[0] == 0 and len(from_file[1].splitlines()) == 2
+
+
+def test_a_prediction_is_one_line_and_a_line_of_a_file_has_one(tiny, tmp_path, run):
+    (tmp_path / "a.txt").write_text("a great film\n\na\tdull  book\n\n")
+    lines = run("predict", tiny / "model", "--file", tmp_path / "a.txt")[1].split("\n")
+    assert [line.split("  ", 2)[2:] for line in lines] == [
+        ["a great film"],
+        [""],
+        ["a\\tdull  book"],
+        [""],
+        [],
+    ]
+    lines = run("predict", tiny / "model", "--text", "a great\nfilm\u2028")[1].splitlines()
+    assert [line.split("  ")[2] for line in lines] == ["a great\\nfilm\\u2028"]
 
 
 def test_pairs_of_texts(tiny, tmp_path, run):

@@ -1,9 +1,11 @@
 """Instruction tuning: which tokens are asked for, what counts as a match, and what is refused."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+from command import the_one_line
 
 import minift
 from minift.cli import main
@@ -122,10 +124,21 @@ def test_another_model_makes_its_own_examples(model, tmp_path):
         assert found["exact_match"] == expected["exact_match"]
 
 
+def test_batches_of_two_models_drawn_in_turn(model, tmp_path):
+    records = [{"instruction": "do", "output": "b" * 20}, {"instruction": "abc", "output": "bc"}]
+    examples = Instructions(write(tmp_path / "a.jsonl", records))
+    other = copy.copy(model)
+    other.instruction_template = "R:{instruction}I:"
+    alone = [[batch.ids.tolist() for batch in each.batches(examples, 1)] for each in (model, other)]
+    together = zip(model.batches(examples, 1), other.batches(examples, 1), strict=True)
+    for number, pair in enumerate(together):
+        assert [batch.ids.tolist() for batch in pair] == [alone[0][number], alone[1][number]]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not JSON"),
+        ("{", "line 2: not JSON: Expecting property name .*, at column"),
         (
             '{"instruction": "a"}',
             "line 2: 'instruction' and 'output', or 'messages', were expected, found instruction",
@@ -147,6 +160,23 @@ def test_broken_lines(line, message, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n' + line + "\n")
     with pytest.raises(minift.InputError, match=message):
         Instructions(tmp_path / "a.jsonl")
+
+
+def test_predict_reads_what_the_task_is_trained_on(model, tmp_path, run):
+    model.save(tmp_path / "model")
+    line = {"instruction": "do", "input": "it", "output": "yes"}
+    asked = {"messages": [{"role": "user", "content": "do\n\nit"}, {"role": "assistant", "content": "yes"}]}
+    path = write(tmp_path / "a.jsonl", [line, {"instruction": "do\n\nit"}, asked])
+    status, printed, stderr = run("predict", tmp_path / "model", "--file", path)
+    assert status == 0, stderr
+    first, *others = printed.split("\n")
+    assert first.endswith("  do\\n\\nit") and others == [first, first, ""]
+    printed = run("predict", tmp_path / "model", "--file", path, "--json")[1]
+    assert json.loads(printed.splitlines()[0])["text"] == model.predict([("do", "it")])[0].text
+    path = write(tmp_path / "b.jsonl", [{"messages": []}])
+    assert the_one_line(*run("predict", tmp_path / "model", "--file", path)) == (
+        f"{path}, line 1: there is no message to answer"
+    )
 
 
 def test_conversations_without_a_template(model):

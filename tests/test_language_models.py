@@ -233,6 +233,25 @@ def test_another_model_cuts_its_own_blocks(family, tmp_path):
         assert minift.evaluate(judge, documents)["loss"] == minift.evaluate(judge, Documents(path))["loss"]
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_batches_of_two_models_drawn_in_turn(family, tmp_path):
+    path = write_documents(
+        tmp_path / "texts.jsonl", ["the cat sat on the mat. the dog ate", "who let it in?"]
+    )
+    documents = Documents(path)
+    models = make(family, tmp_path), make(family, tmp_path)
+    models[1].tokenizer.max_length = 9
+    alone = [[batch.ids.tolist() for batch in model.batches(documents, 1)] for model in models]
+    together = zip(*(model.batches(documents, 1) for model in models), strict=False)
+    for number, pair in enumerate(together):
+        assert [batch.ids.tolist() for batch in pair] == [alone[0][number], alone[1][number]]
+
+
+def test_a_prompt_without_tokens_says_which(tmp_path):
+    with pytest.raises(minift.InputError, match="text 2 of 3 has no tokens, so nothing that could go on"):
+        make("gpt2", tmp_path).predict(["the", "", "cat"])
+
+
 # ---- Masks ----
 
 
@@ -278,8 +297,8 @@ def test_fillings_come_for_every_mask(tmp_path):
     assert list(one.words[0]) == list(alone.words[0])
     assert one.words[0] == pytest.approx(alone.words[0], rel=1e-6)  # MKL rounds by a product's shape
     assert list(one.words[0].values()) == sorted(one.words[0].values(), reverse=True)
-    with pytest.raises(minift.InputError, match=r"there is no \[MASK\] in the text 'the cat'"):
-        model.predict(["the cat"])
+    with pytest.raises(minift.InputError, match=r"text 2 of 2: there is no \[MASK\] in 'the cat'"):
+        model.predict(["[MASK]", "the cat"])
 
 
 # ---- With vectors in front of every block ----

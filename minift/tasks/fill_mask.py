@@ -78,7 +78,7 @@ class FillMask(TaskModel):
         self, examples: Any, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
     ) -> Iterator[Batch]:
         """The blocks once, masked anew in each epoch; without a seed always in the same way."""
-        self.targets(examples)
+        examples, _ = self.take(examples)
         order = rows_of_batches(len(examples), batch_size, seed=seed, epoch=epoch, start=start)
         return (
             self.masked(
@@ -151,7 +151,9 @@ class FillMask(TaskModel):
                 for row, count in zip(rows, masks, strict=True):
                     if count == 0:
                         mask = self.tokenizer.tokens([self.mask])[0]
-                        raise InputError(f"there is no {mask} in the text {inputs[row][:60]!r}")
+                        raise InputError(
+                            f"text {row + 1} of {len(inputs)}: there is no {mask} in {inputs[row][:60]!r}"
+                        )
                 probabilities = softmax_kernels.forward(self.answer(batch).numpy())  # (masks, V)
                 words = [self.candidates(row) for row in probabilities]
                 ends = np.cumsum(masks)

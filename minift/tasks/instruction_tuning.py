@@ -1,6 +1,5 @@
 """Instruction tuning: answer an instruction, the loss on the response alone (Ouyang et al. 2022; Taori et al. 2023)."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from minift.checkpoint import open_file
-from minift.data import Batch, Columns, Dataset, Lines, Text
+from minift.data import Batch, BrokenRecord, Columns, Dataset, Lines, Text, json_object
 from minift.errors import InputError
 from minift.models.architecture import Architecture
 from minift.tasks.documents import TextScore, batch_of_tokens, share_within
+from minift.tasks.task_model import plain_text
 from minift.tasks.text_generation import TextGeneration
 from minift.tokenizer import check_characters
 
@@ -36,44 +36,16 @@ class Instructions:
             lines = Lines(file, path)
             for line in lines:
                 if line.strip():
-                    self.conversations.append(self._read(line, lines.number - 1))
-                    for message in self.conversations[-1]:
-                        check_characters(message["content"], f"{path}, line {lines.number - 1}: a text")
+                    place = f"{path}, line {lines.number - 1}"
+                    try:
+                        self.conversations.append(conversation(json_object(line), place))
+                    except BrokenRecord as error:
+                        raise InputError(f"{place}: {error}") from None
         if not self.conversations:
             raise InputError(f"{path}: the file is empty")
         self.examples: list[tuple[np.ndarray, np.ndarray]] = []
         self.complete: list[bool] = []
         self._made_with: tuple | None = None
-
-    def _read(self, line: str, number: int) -> list[Message]:
-        place = f"{self.path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place}: not JSON: {error}") from None
-        if not isinstance(record, dict) or not (
-            {"messages"} <= set(record) or {"instruction", "output"} <= set(record)
-        ):
-            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(
-                f"{place}: 'instruction' and 'output', or 'messages', were expected, found {found}"
-            )
-        if "messages" not in record:
-            texts = [record["instruction"], record.get("input") or "", record["output"]]
-            if not all(isinstance(text, str) for text in texts):
-                raise InputError(f"{place}: instruction, input and output were to be texts")
-            return [*as_messages((texts[0], texts[1])), {"role": "assistant", "content": texts[2]}]
-        messages = record["messages"]
-        if not isinstance(messages, list) or not all(
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-            for message in messages
-        ):
-            raise InputError(f"{place}: messages were to be a list of objects with a role and a content")
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise InputError(f"{place}: the last of two or more messages was to be the assistant's")
-        return messages
 
     def tokenize(
         self,
@@ -117,6 +89,59 @@ class Instructions:
         return self.examples[index]
 
 
+class Prompts(Dataset):
+    """What is to be answered: texts as in any `Dataset`, or conversations as in `Instructions`, without the response.
+
+    A response that is there is not looked at. `prompts[i]` is (text, None) or, of a conversation, (messages, None).
+    """
+
+    def _choose_text(self, names: list[str], text_column: str | None, pair_column: str | None) -> list[str]:
+        if text_column is None and pair_column is None and {"instruction", "messages"} & set(names):
+            return []
+        return super()._choose_text(names, text_column, pair_column)
+
+    def _text(self, row: dict[str, Any], number: int) -> Any:
+        if self._text_columns:
+            return super()._text(row, number)
+        return conversation(row, f"{self.path}, line {number}", with_response=False)
+
+
+def conversation(record: dict[str, Any], place: str, with_response: bool = True) -> list[Message]:
+    """The messages of a line; the last one is the response, or what is to be answered where that is left out.
+
+    Raises InputError, with the place, for a line that is not as `Instructions` says.
+    """
+    needed = ("instruction", "output") if with_response else ("instruction",)
+    if "messages" in record:
+        messages = record["messages"]
+        if not isinstance(messages, list) or not all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in messages
+        ):
+            raise InputError(f"{place}: messages were to be a list of objects with a role and a content")
+        answered = bool(messages) and messages[-1]["role"] == "assistant"
+        if with_response and not (answered and len(messages) > 1):
+            raise InputError(f"{place}: the last of two or more messages was to be the assistant's")
+        if answered and not with_response:
+            messages = messages[:-1]
+        if not messages:
+            raise InputError(f"{place}: there is no message to answer")
+    elif set(needed) <= set(record):
+        texts = [record["instruction"], record.get("input") or "", *(record[name] for name in needed[1:])]
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{place}: instruction, input and output were to be texts")
+        messages = as_messages((texts[0], texts[1]))
+        messages += [{"role": "assistant", "content": text} for text in texts[2:]]
+    else:
+        expected = " and ".join(map(repr, needed))
+        raise InputError(f"{place}: {expected}, or 'messages', were expected, found {', '.join(record)}")
+    for message in messages:
+        check_characters(message["content"], f"{place}: a text")
+    return messages
+
+
 def as_messages(instruction: Text) -> list[Message]:
     """What a user says who gives an instruction, or an instruction and what it is about."""
     parts = [instruction] if isinstance(instruction, str) else [part for part in instruction if part]
@@ -139,8 +164,8 @@ class InstructionTuning(TextGeneration):
 
     @classmethod
     def read(cls, path: Path, columns: Columns, labelled: bool = True) -> Any:
-        """Conversations, see `Instructions`; without labels, instructions, see `Dataset`."""
-        return Instructions(path) if labelled else Dataset(path, *columns, require_label=False)
+        """Conversations, see `Instructions`; without labels, what is to be answered, see `Prompts`."""
+        return Instructions(path) if labelled else Prompts(path, *columns, require_label=False)
 
     def prepare(self, examples: Instructions) -> None:
         length = self.tokenizer.max_length
@@ -155,9 +180,9 @@ class InstructionTuning(TextGeneration):
         """Of tokens, with the next ones of the response as labels; of instructions, nothing is asked."""
         return super().pack(inputs) if targets is None else batch_of_tokens(inputs, targets)
 
-    def prompt(self, text: Text) -> list[int]:
-        """An instruction, up to where the response begins."""
-        return self.prompt_of(as_messages(text))
+    def prompt(self, text: Text | list[Message]) -> list[int]:
+        """An instruction, or a conversation, up to where the response begins."""
+        return self.prompt_of(text if isinstance(text, list) else as_messages(text))
 
     def prompt_of(self, messages: list[Message]) -> list[int]:
         """A conversation, up to where the response begins. Raises InputError where there is no template for it."""
@@ -173,6 +198,9 @@ class InstructionTuning(TextGeneration):
         """A response, with the token that ends it."""
         end = self.end_of_text
         return self.tokenizer.pieces(text) + ([] if end is None else [end])
+
+    def shown(self, text: Text | list[Message]) -> str:
+        return plain_text([message["content"] for message in text] if isinstance(text, list) else text)
 
     def metrics(self, predictions: list[TextScore], examples: Instructions) -> dict[str, float]:
         """{"exact_match", "response_loss", "accuracy"}.

@@ -5,6 +5,7 @@ loop, the evaluation and the command line know of a task only what this class de
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -18,6 +19,9 @@ from minift.models.architecture import Architecture, Body, ModelConfig
 from minift.nn import Module, Parameter, evaluating
 from minift.tensor import Tensor
 from minift.tokenizer import Tokenizer
+
+BREAKS = str.maketrans({each: repr(each)[1:-1] for each in "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"})
+"""Tabs and whatever ends a line, as they are written in Python: \\n."""
 
 
 class Examples(Protocol):
@@ -180,9 +184,9 @@ class TaskModel(Module):
         """How good the predictions for all examples are; the metric that counts first comes first."""
         raise NotImplementedError
 
-    def in_words(self, text: Any, prediction: Any) -> str:
-        """What `minift predict` prints of one input and the prediction for it: `positive  0.981  what a film`."""
-        return f"{prediction}  {plain_text(text)}"
+    def shown(self, text: Any) -> str:
+        """What `minift predict` shows of an input."""
+        return plain_text(text)
 
     def verdict(self, given: Any, target: Any, prediction: Any) -> Verdict:
         """One example's input, its entry in `targets` and the prediction for it, in words."""
@@ -198,14 +202,31 @@ class TaskModel(Module):
 
     # ---- What follows from it --------------------------------------------------------------------
 
+    def in_words(self, text: Any, prediction: Any) -> str:
+        """The line that `minift predict` prints of an input and its prediction: `positive  0.981  what a film`."""
+        return f"{prediction}  {self.shown(text)}".translate(BREAKS)
+
+    def take(self, examples: Any) -> tuple[Any, Any]:
+        """The examples, as this model cuts them, and their targets.
+
+        Raises InputError for a list, and for a label that the model does not have.
+        """
+        if isinstance(examples, list | tuple):
+            raise InputError(
+                f"examples were to be those of a file, as minift.Dataset('dev.tsv') reads them, found a "
+                f"{type(examples).__name__}"
+            )
+        targets = self.targets(examples)
+        return copy(examples), targets  # a copy, because another model may cut them anew while these are read
+
     def batches(
         self, examples: Any, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
     ) -> Iterator[Batch]:
         """The examples once, with their labels, in the order that `data.rows_of_batches` gives them.
 
-        Raises InputError at once for a label that the model does not have.
+        Raises InputError at once, as `take` does.
         """
-        targets = self.targets(examples)
+        examples, targets = self.take(examples)
         order = rows_of_batches(len(examples), batch_size, seed=seed, epoch=epoch, start=start)
         return (
             self.pack([examples[int(row)][0] for row in rows], [targets[row] for row in rows])
@@ -282,5 +303,5 @@ class TaskModel(Module):
 
 
 def plain_text(text: Any) -> str:
-    """A text, or a pair of texts, in one line."""
+    """A text, or a pair of texts, as one."""
     return text if isinstance(text, str) else " | ".join(text)

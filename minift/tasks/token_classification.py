@@ -162,8 +162,8 @@ class TokenClassification(TaskModel):
         counts = np.bincount(np.concatenate(targets), minlength=len(self.labels))
         return dict(zip(self.labels, counts.tolist(), strict=True))
 
-    def in_words(self, text: str | Sentence, prediction: TagsPrediction) -> str:
-        return f"{prediction}  {text if isinstance(text, str) else ' '.join(text)}"
+    def shown(self, text: str | Sentence) -> str:
+        return text if isinstance(text, str) else " ".join(text)
 
 
 def spans_of_words(text: str | Sentence) -> list[Span]:
