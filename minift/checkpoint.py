@@ -384,8 +384,34 @@ def make_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def writing_alone(path: Path) -> Iterator[None]:
+    """Inside this block no other process enters such a block for the file, which is made if it is not there.
+
+    The lock goes with the process, however that ends. Raises InputError where another one holds it, and where the file
+    cannot be written.
+    """
+    import fcntl  # here, because Windows has none, where minift can at least be imported
+
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process writes here") from None
+        except OSError:
+            pass  # some network file systems have no locks, and are to be written all the same
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def continue_file(path: Path, length: int) -> Iterator[BufferedWriter]:
-    """A file open for writing behind its first `length` bytes; what came after them is cut off.
+    """A file open for writing at its end, which is to have `length` bytes that count; what comes after them stays until
+    the block cuts it off.
 
     Raises InputError where the file is shorter or cannot be written, in the block too.
     """
@@ -393,7 +419,6 @@ def continue_file(path: Path, length: int) -> Iterator[BufferedWriter]:
         with open(path, "ab") as file:
             if file.tell() < length:
                 raise InputError(f"{path}: {length:,} bytes were expected, found {file.tell():,}")
-            file.truncate(length)
             yield file
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

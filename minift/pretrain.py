@@ -11,7 +11,7 @@ from typing import Literal
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from minift import random
+from minift import checkpoint, random
 from minift.errors import InputError
 from minift.models import MODELS
 from minift.models.architecture import ModelConfig, initialize
@@ -21,7 +21,7 @@ from minift.models.llama import LlamaConfig
 from minift.tasks import TASKS
 from minift.tasks.documents import Documents
 from minift.tokenizer import BERT_SPECIAL_TOKENS, Tokenizer
-from minift.train import TrainingConfig, check_directory, finetune
+from minift.train import LOG, TrainingConfig, check_directory, check_options, check_types, finetune
 
 START = "start"
 """The directory, in the one that is written, of the model before its training."""
@@ -75,38 +75,42 @@ def pretrain(config: PretrainingConfig) -> dict:
 
     Raises InputError for options out of range and for a file without text.
     """
+    check_types(config)
     for name in ("layers", "heads", "width", "context", "vocab_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}, expected 1 or more")
     if config.width % config.heads:
         raise InputError(f"width {config.width} is no multiple of heads {config.heads}")
-    for directory in (config.out, config.out / START):
-        check_directory(directory, config.overwrite)
     architecture = MODELS[config.family]
     task = "fill-mask" if "MaskedLM" in architecture.heads else "text-generation"
+    training = TrainingConfig(
+        train=config.train,
+        dev=config.dev,
+        out=config.out,
+        model=str(config.out / START),
+        task=task,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        text_column=config.text_column,
+    )
+    check_options(training)
+    check_directory(config.out, config.overwrite)
+    if not (config.out / LOG).exists():  # else a run was begun there and did not end, and this model began it
+        check_directory(config.out / START, config.overwrite)
     random.manual_seed(config.seed)
     tokenizer = learn_tokenizer(Documents(config.train, config.text_column).texts, config)
     model = TASKS[task](architecture, new_shape(config, tokenizer), None, tokenizer)
     initialize(dict(model.named_parameters()), model.config.initializer_range)
-    model.save(config.out / START)
-    return finetune(
-        TrainingConfig(
-            train=config.train,
-            dev=config.dev,
-            out=config.out,
-            model=str(config.out / START),
-            task=task,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            schedule="cosine",
-            warmup=config.warmup,
-            weight_decay=config.weight_decay,
-            seed=config.seed,
-            overwrite=config.overwrite,
-            text_column=config.text_column,
-        )
-    )
+    checkpoint.make_directory(config.out)
+    with checkpoint.writing_alone(config.out / LOG):
+        model.save(config.out / START)
+    return finetune(training)
 
 
 def new_shape(config: PretrainingConfig, tokenizer: Tokenizer) -> ModelConfig:

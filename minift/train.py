@@ -1,15 +1,17 @@
-"""Fine-tuning: from a file of labelled texts to a directory with a trained model. The loop is in `finetune`."""
+"""Fine-tuning: from a file of labelled texts to a directory with a trained model. The loop is in `_train`."""
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -29,7 +31,7 @@ from minift.report import FILE as REPORT
 from minift.report import Report
 from minift.tasks import TASKS
 from minift.tasks.task_model import Examples, TaskModel
-from minift.tensorboard import check_tensorboard, events
+from minift.tensorboard import Events, check_tensorboard, events
 from minift.watch import watching
 
 if TYPE_CHECKING:
@@ -104,6 +106,12 @@ class TrainingConfig:
     label_column: str | None = None
     """The column of the label; `label`, or what the task calls it (`labels`, `score`), if not given."""
 
+    def __post_init__(self):
+        for name, kind in {"train": Path, "dev": Path, "out": Path, "model": str}.items():
+            value = getattr(self, name)
+            if isinstance(value, str | Path):  # in Python either will do
+                object.__setattr__(self, name, kind(value))  # the class is frozen
+
 
 class Beginning(NamedTuple):
     """What a training begins with."""
@@ -120,7 +128,7 @@ def begin(config: TrainingConfig) -> Beginning:
 
     Raises InputError for whatever is wrong with files or options.
     """
-    _check_options(config)
+    check_options(config)
     random.manual_seed(config.seed)
     task = TASKS[config.task]
     columns = Columns(config.text_column, config.pair_column, config.label_column)
@@ -158,27 +166,36 @@ def finetune(
 
     The directory then holds a Hugging Face model, or what the method trained of it, metrics.json (accuracy, loss,
     examples and seconds on the dev set, before and after), train_log.jsonl (one line a step) and report.html, which is
-    also written after each epoch. Raises InputError for whatever is wrong with files or options, and when the loss
-    or a weight stops being a number.
+    also written after each epoch. Raises InputError for whatever is wrong with files or options, where another process
+    writes to the directory, and when the loss or a weight stops being a number. What an earlier run left there is lost
+    with the first step, and not where that fails.
     """
-    from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
-
     _check_not_the_model(config)
     check_directory(config.out, config.overwrite, config.resume)
-    model, method, optimizer, train_set, dev_set = begin(config)
+    start = begin(config)
+    checkpoint.make_directory(config.out)
+    with checkpoint.writing_alone(config.out / LOG):
+        return _train(config, start, after_epoch)
+
+
+def _train(config: TrainingConfig, start: Beginning, after_epoch: Callable[[TaskModel, int], None]) -> dict:
+    """Go all steps that a run has left, and write its model and metrics, which are returned."""
+    from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
+
+    model, method, optimizer, train_set, dev_set = start
     steps_per_epoch = math.ceil(len(train_set) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     schedule = SCHEDULES[config.schedule](optimizer, total_steps, warmup_steps(config.warmup, total_steps))
-
     run_pass = GraphedPass(model) if config.device == "cuda" else partial(plain_pass, model)
     movement = Movement(model, total_steps)
     report = Report(model, movement, train_set, dev_set, config, total_steps)
-
-    checkpoint.make_directory(config.out)
-    options = _options(config, train_set)
+    options = {**decisive_options(config), "examples": len(train_set)}
     progress = training_state.restore(config.out, options, model, optimizer) if config.resume else None
     if progress is None:
-        progress = _start_anew(config, model, dev_set, report)
+        progress = training_state.Progress()
+        if dev_set is not None:
+            progress.before, predictions = examine(model, dev_set, config.batch_size)
+            progress.judged = report.judged(progress.before, predictions)
     report.before = progress.judged
     schedule.set_step(progress.step)
 
@@ -192,45 +209,69 @@ def finetune(
             board.judge(progress.before, 0)
         report.take_up(config.out / LOG, progress.log_bytes)
         journal = Journal(progress, log, bar, [each.add for each in (report, board) if each is not None])
+        first = progress.step + 1
         while progress.step < total_steps:
-            epoch, start = divmod(progress.step, steps_per_epoch)
+            epoch, done = divmod(progress.step, steps_per_epoch)
             method.start_epoch(model, epoch)
             for batch in model.batches(
-                train_set, config.batch_size, seed=config.seed, epoch=epoch, start=start
+                train_set, config.batch_size, seed=config.seed, epoch=epoch, start=done
             ):
                 number = progress.step + 1
                 told = _step(model, run_pass, batch, optimizer, movement, number, config.max_grad_norm)
+                if number == first:
+                    _give_up_what_came_later(config.out, progress, log)
                 schedule.step()
                 journal.add({"step": number, "epoch": epoch + 1, **told}, batch)
                 if config.save_every and number % config.save_every == 0:
                     training_state.save(config.out, progress, options, model, optimizer)
             report.write()
             after_epoch(model, epoch + 1)
-
         bar.close()
-        _check_last_update(model, progress.step)
-        model.save(config.out)
-        after = None
-        if dev_set is not None:
-            after, predictions = examine(model, dev_set, config.batch_size)
-            if not math.isfinite(after["loss"]):
-                raise DivergedError(
-                    f"the loss on the dev set became {after['loss']}. Try a lower learning rate"
-                )
-            report.after = report.judged(after, predictions)
-            report.write()
-            if board is not None:
-                board.judge(after, progress.step)
-        metrics = {
-            "before": progress.before,
-            "after": after,
-            "steps": progress.step,
-            "tokens": progress.tokens,
-            "truncated": progress.truncated,
-            "training_seconds": round(progress.seconds, 3),
-        }
-        checkpoint.write_json(config.out / METRICS, metrics)
-        training_state.forget(config.out)
+        return _conclude(config, model, dev_set, progress, report, board)
+
+
+def _give_up_what_came_later(out: Path, progress: training_state.Progress, log: BufferedWriter) -> None:
+    """Remove what the directory holds of steps behind `progress`: of a new run, whatever an earlier one left there.
+
+    Called when a step has been taken: what is wrong with a run has mostly shown by then, and nothing was lost.
+    """
+    if progress.step == 0:
+        for name in (METRICS, REPORT):
+            (out / name).unlink(missing_ok=True)
+        training_state.forget(out)
+    log.truncate(progress.log_bytes)
+
+
+def _conclude(
+    config: TrainingConfig,
+    model: TaskModel,
+    dev_set: Examples | None,
+    progress: training_state.Progress,
+    report: Report,
+    board: Events | None,
+) -> dict:
+    """Write the trained model, what it does on the dev set, and the metrics, which are returned."""
+    _check_last_update(model, progress.step)
+    model.save(config.out)
+    after = None
+    if dev_set is not None:
+        after, predictions = examine(model, dev_set, config.batch_size)
+        if not math.isfinite(after["loss"]):
+            raise DivergedError(f"the loss on the dev set became {after['loss']}. Try a lower learning rate")
+        report.after = report.judged(after, predictions)
+        report.write()
+        if board is not None:
+            board.judge(after, progress.step)
+    metrics = {
+        "before": progress.before,
+        "after": after,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "truncated": progress.truncated,
+        "training_seconds": round(progress.seconds, 3),
+    }
+    checkpoint.write_json(config.out / METRICS, metrics)
+    training_state.forget(config.out)
     return metrics
 
 
@@ -264,20 +305,6 @@ class Journal(NamedTuple):
         postfix = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.1e}, {speed:,.0f} tokens/s"
         self.bar.set_postfix_str(postfix, refresh=False)  # update() draws, ten times a second at most
         self.bar.update()
-
-
-def _start_anew(
-    config: TrainingConfig, model: TaskModel, dev_set: Examples | None, report: Report
-) -> training_state.Progress:
-    """A training of no steps, its model judged as it is; what an earlier run left in the directory is removed."""
-    for name in (METRICS, REPORT):
-        (config.out / name).unlink(missing_ok=True)
-    training_state.forget(config.out)
-    progress = training_state.Progress()
-    if dev_set is not None:
-        progress.before, predictions = examine(model, dev_set, config.batch_size)
-        progress.judged = report.judged(progress.before, predictions)
-    return progress
 
 
 def _step(
@@ -317,9 +344,12 @@ def _explain(model: TaskModel, batch: Batch, step: int, loss: float, calls_befor
         with no_grad(), detect_anomaly():
             model.loss(model(batch), batch)
     except FloatingPointError as error:
-        raise DivergedError(
-            f"step {step}: the loss became {loss}; {error}. Try a lower learning rate"
-        ) from None
+        advice = (
+            "No update was made yet, so the data or the weights are at fault"
+            if step == 1
+            else "Try a lower learning rate"
+        )
+        raise DivergedError(f"step {step}: the loss became {loss}; {error}. {advice}") from None
     raise DivergedError(f"step {step}: the loss became {loss}, and was a number when computed again")
 
 
@@ -330,21 +360,46 @@ def _check_last_update(model: TaskModel, step: int) -> None:
             raise DivergedError(f"step {step}: its update made {name} no number. Try a lower learning rate")
 
 
-def _options(config: TrainingConfig, train_set: Examples) -> dict:
-    """What must be the same for a run to go on: all but where it is written and how often it is saved.
+def decisive_options(config: TrainingConfig) -> dict:
+    """What must be the same for a run, or a sweep, to go on: all but where it is written and how often it is saved.
 
-    What the files hold belongs to it: of the dev file, too, whose score before is set beside the one after.
+    Files count by what they hold, whatever they are called: the dev file, too, whose score before is set beside the
+    one after. A directory with a model counts by where it is.
     """
     options = json.loads(json.dumps(asdict(config), default=str))  # as it will be read back
     for name in ASIDE:
         del options[name]
-    files = {"train": config.train, "dev": config.dev}
-    hashes = {f"{name}_sha256": checkpoint.sha256(path) for name, path in files.items() if path is not None}
-    return {**options, "examples": len(train_set), **hashes}
+    for name in ("train", "dev"):
+        path = getattr(config, name)
+        del options[name]
+        options[f"{name}_sha256"] = None if path is None else checkpoint.sha256(path)
+    model = Path(config.model).expanduser()
+    return {**options, "model": str(model.resolve()) if model.is_dir() else config.model}
 
 
-def _check_options(config: TrainingConfig) -> None:
-    """Raise InputError for options out of range."""
+KINDS: dict[Any, Any] = {float: float | int, tuple: tuple | list}
+"""What will do for a type beside itself."""
+
+
+def check_types(config: Any) -> None:
+    """Raise InputError where a field of a dataclass holds what its type does not allow."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise InputError(f"{name} is {value!r}, expected one of {', '.join(get_args(kind))}")
+            continue
+        kinds: tuple[Any, ...] = (
+            get_args(kind) if isinstance(kind, UnionType) else (get_origin(kind) or kind,)
+        )
+        if not any(isinstance(value, KINDS.get(each, each)) for each in kinds):
+            expected = " or ".join(each.__name__ for each in kinds if each is not type(None))
+            raise InputError(f"{name} is {value!r}, expected {expected}")
+
+
+def check_options(config: TrainingConfig) -> None:
+    """Raise InputError for options of a wrong type or out of range."""
+    check_types(config)
     if config.task not in TASKS:
         raise InputError(f"there is no task {config.task!r}; the tasks are {', '.join(TASKS)}")
     for name in ("epochs", "batch_size"):
@@ -356,6 +411,9 @@ def _check_options(config: TrainingConfig) -> None:
     for name in ("weight_decay", "save_every", "seed"):
         if not getattr(config, name) >= 0:
             raise InputError(f"{name} is {getattr(config, name)}, expected 0 or more")
+    for name in ("learning_rate", "weight_decay"):  # max_grad_norm may be infinite: then nothing is clipped
+        if not math.isfinite(getattr(config, name)):
+            raise InputError(f"{name} is {getattr(config, name)}, expected a finite number")
     if not 0 <= config.port <= 65535:
         raise InputError(f"port is {config.port}, expected 0 to 65535")
     if config.tensorboard:
@@ -366,6 +424,25 @@ def _check_options(config: TrainingConfig) -> None:
     if config.label_smoothing and not TASKS[config.task].smooths_labels:
         smoothing = ", ".join(name for name, task in TASKS.items() if task.smooths_labels)
         raise InputError(f"label_smoothing: {config.task} has none; these tasks have it: {smoothing}")
+
+
+@contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Inside this block minift's logger says no line twice: many runs with the same files would repeat theirs."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        new = line not in said
+        said.add(line)
+        return new
+
+    logger = logging.getLogger("minift")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def check_directory(out: Path, overwrite: bool, resume: bool = False) -> None:

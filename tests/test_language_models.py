@@ -357,6 +357,17 @@ def test_pretraining_replaces_nothing_by_mistake(held, tmp_path, capsys):
     assert main(["pretrain", *paths, *shape, "--overwrite"]) == 0
 
 
+def test_pretraining_that_failed_is_repeated(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
+    paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    shape = "--layers 1 --heads 2 --width 16 --context 24 --tokens characters".split()
+    assert main(["pretrain", *paths, *shape, "--epochs", "0"]) == 2
+    assert not (tmp_path / "out").exists()
+    assert main(["pretrain", *paths, *shape, "--dev", str(tmp_path / "none.txt")]) == 2
+    assert (tmp_path / "out" / "start" / "config.json").exists()
+    assert main(["pretrain", *paths, *shape]) == 0, capsys.readouterr().err
+
+
 def test_shapes_that_cannot_be(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,23 @@ def test_a_run_cannot_go_on_with_other_data(tiny, tmp_path, monkeypatch, role):
         finetune(replace(begun, resume=True))
 
 
+def test_a_run_goes_on_from_another_folder(tiny, tmp_path, monkeypatch):
+    """The same files under other names: there the model as `model`, here in full."""
+    monkeypatch.chdir(tiny)
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch, model="model", train="train.tsv")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny / "dev.tsv", tmp_path)
+    same = replace(begun, resume=True, model=tiny / "model", train=tiny / "train.tsv", dev="dev.tsv")
+    assert finetune(same)["steps"] == 16
+    assert log_lines(tmp_path / "out")[0]["step"] == 1
+
+
+def test_a_run_does_not_go_on_without_its_dev_set(tiny, tmp_path, monkeypatch):
+    begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
+    with pytest.raises(minift.InputError, match=r"begun with dev_sha256 = '\w+', not None"):
+        finetune(replace(begun, resume=True, dev=None))
+
+
 def test_a_state_of_an_earlier_version_is_named(tiny, tmp_path, monkeypatch):
     begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
     path = begun.out / training_state.FILE
@@ -243,6 +261,34 @@ def test_a_run_does_not_replace_what_it_begins_with(tiny, tmp_path, overwrite):
         finetune(config(tiny, tmp_path / "other" / ".." / "model", model=str(model), overwrite=overwrite))
 
 
+def contents(directory) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("fault", ["port", "dropout"])
+def test_what_fails_before_its_first_step_replaces_nothing(tiny, tmp_path, fault):
+    finetune(config(tiny, tmp_path / "out", epochs=1))
+    before = contents(tmp_path / "out")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        changes = {
+            "port": {"watch": True, "port": busy.getsockname()[1]},
+            "dropout": {"method": "lora", "method_options": ("dropout=2",)},
+        }
+        with pytest.raises(ValueError, match=r"cannot be used for --watch|dropout"):
+            finetune(config(tiny, tmp_path / "out", overwrite=True, **changes[fault]))
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_do_not_write_to_one_directory(tiny, tmp_path, overwrite):
+    def begin_another(model, epoch):
+        with pytest.raises(minift.InputError, match=r"train_log.jsonl: another process writes here"):
+            finetune(config(tiny, tmp_path / "out", overwrite=overwrite))
+
+    finetune(config(tiny, tmp_path / "out"), after_epoch=begin_another)
+    assert [line["step"] for line in log_lines(tmp_path / "out")] == list(range(1, 17))
+
+
 def test_a_damaged_state_is_named(tiny, tmp_path, monkeypatch):
     begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
     path = begun.out / training_state.FILE
@@ -258,6 +304,14 @@ def test_loss_that_is_no_number_names_step_and_operation(tiny, tmp_path):
     assert "first operation whose output is not finite is " in str(caught.value)
     assert "bert." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_first_loss_that_is_no_number_is_not_the_rate_s_fault(tiny, tmp_path):
+    model = minift.load(tiny / "model")
+    model.classifier.weight.data[0, 0] = np.nan
+    model.save(tmp_path / "model")
+    with pytest.raises(DivergedError, match=r"step 1: .* so the data or the weights are at fault$"):
+        finetune(config(tiny, tmp_path / "out", model=tmp_path / "model", dev=None))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +336,13 @@ def test_a_last_update_that_leaves_the_numbers_is_no_success(tiny, tmp_path, rat
     [
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"learning_rate": np.inf}, "learning_rate is inf, expected a finite number"),
         ({"warmup": 1.5}, "warmup is 1.5, expected a share"),
+        ({"schedule": "foo"}, "schedule is 'foo', expected one of linear, cosine, constant"),
+        ({"epochs": "1"}, "epochs is '1', expected int"),
+        ({"epochs": 1.5}, "epochs is 1.5, expected int"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3', expected float"),
+        ({"method_options": "layers=1"}, "method_options is 'layers=1', expected tuple"),
         ({"method": "frozen", "method_options": ("layers=3",)}, "cannot freeze 3 layers: the model has 2"),
         ({"max_length": 99}, "max_length is 99; .* allows 32 tokens"),
         ({"max_length": 3}, "max_length 3 leaves no room"),
@@ -291,6 +351,13 @@ def test_a_last_update_that_leaves_the_numbers_is_no_success(tiny, tmp_path, rat
 def test_options_out_of_range(tiny, tmp_path, changes, message):
     with pytest.raises(minift.InputError, match=message):
         finetune(config(tiny, tmp_path / "out", **changes))
+
+
+def test_paths_may_be_strings(tiny, tmp_path):
+    named = {name: str(tiny / f"{name}.tsv") for name in ("train", "dev")}
+    run = config(tiny, str(tmp_path / "out"), epochs=1, model=tiny / "model", **named)
+    assert run == config(tiny, tmp_path / "out", epochs=1)
+    assert finetune(run)["steps"] == 8
 
 
 @pytest.mark.parametrize("warmup", [0.1, 1.0])
