@@ -7,6 +7,7 @@ from minift_kernels import adamw as adamw_kernels
 from minift_kernels import grad_norm as grad_norm_kernels
 from minift_kernels.arrays import array_namespace
 
+from minift.errors import InputError
 from minift.history import Array
 from minift.nn import Module, Parameter
 
@@ -32,7 +33,7 @@ class AdamW:
         """`params`: parameters, or groups {"params": parameters, and any of lr, betas, eps, weight_decay}.
 
         Raises ValueError when there is no parameter, or one stands in two groups, and for parameters beside groups or
-        an option that there is not.
+        an option that there is not; InputError, which is one, for a number out of range.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         given = list(params)
@@ -46,6 +47,8 @@ class AdamW:
                     f"AdamW has no option {option!r}; a group takes params, {', '.join(defaults)}"
                 )
         self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        for group in self.param_groups:
+            _check_numbers(group)
         self.parameters: list[Parameter] = [each for group in self.param_groups for each in group["params"]]
         if not self.parameters:
             raise ValueError("AdamW was given no parameters")
@@ -97,6 +100,15 @@ class AdamW:
         """Forget the gradients, so that the next backward() starts from nothing."""
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _check_numbers(group: dict) -> None:
+    """Raise InputError for numbers of a group with which no step makes sense."""
+    for name in ("lr", "eps", "weight_decay"):
+        if not 0 <= group[name] < math.inf:
+            raise InputError(f"AdamW: {name} is {group[name]}, expected a finite number, 0 or more")
+    if not all(0 <= beta < 1 for beta in group["betas"]):  # a beta of 1 would divide by 1 - 1^t
+        raise InputError(f"AdamW: betas are {group['betas']}, expected two numbers from 0 to below 1")
 
 
 class Moments:

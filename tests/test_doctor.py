@@ -217,6 +217,8 @@ def stuck_group(model, batch, optimizer):
         (head_too_large, "wrong-loss-at-start", "classifier"),
         (labels_slipped, "labels-shuffled", "batch.labels"),
         (stuck_group, "does-not-move", "bert.embeddings.LayerNorm.weight"),
+        (rate(np.nan), "impossible-rate", "optimizer.param_groups[0], optimizer.param_groups[1]"),
+        (rate(-1e-3), "impossible-rate", "optimizer.param_groups[0], optimizer.param_groups[1]"),
     ],
 )
 def test_a_bug_is_named_and_nothing_else(folder, bug, name, where):
@@ -266,6 +268,9 @@ minift.cross_entropy(model(texts), labels).backward()
 optimizer.step()
 raise SystemExit("the script went on")
 """
+
+
+DIRECTORY = ["{tiny}/model", "--train", "{tiny}/train.tsv"]
 
 
 def test_a_directory(tiny, tmp_path, run):
@@ -323,6 +328,27 @@ def test_a_script(tiny, tmp_path, run):
 
 
 @pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("loss.backward()", 0),
+        ("pass", 1),
+        ("loss.backward(); optimizer.zero_grad()", 1),
+    ],
+)
+def test_a_script_without_backward(tiny, tmp_path, run, lines, expected):
+    script = tmp_path / "script.py"
+    text = SCRIPT.format(model=str(tiny / "model"), parameters="minift.decay_groups(model)")
+    text = text.replace("labels).backward()", f"labels)\n{lines}").replace(
+        "minift.cross", "loss = minift.cross"
+    )
+    script.write_text(text)
+    status, printed, _ = run("doctor", script)
+    assert (status, printed.startswith("no-backward: optimizer.step()\n")) == (expected, bool(expected)), (
+        printed
+    )
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         (["{out}/none"], "no such directory"),
@@ -333,6 +359,9 @@ def test_a_script(tiny, tmp_path, run):
             "it failed before its first optimizer.step(): ZeroDivisionError: division by zero",
         ),
         (["{out}/ends.py"], "it ended without an optimizer.step()"),
+        ([*DIRECTORY, "--batch-size", "0"], "batch_size is 0, expected 1 or more"),
+        ([*DIRECTORY, "--learning-rate", "0"], "learning_rate is 0.0, expected a finite number above 0"),
+        ([*DIRECTORY, "--learning-rate", "nan"], "learning_rate is nan, expected a finite number above 0"),
     ],
 )
 def test_what_it_refuses(tiny, tmp_path, run, given, message):

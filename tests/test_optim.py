@@ -145,6 +145,26 @@ def test_groups_that_are_none(groups, message):
         AdamW(groups(*parameters()[:2]))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": math.nan}, "lr is nan, expected a finite number, 0 or more"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"betas": (1.0, 1.0)}, r"betas are \(1.0, 1.0\), expected two numbers from 0 to below 1"),
+        ({"betas": (0.9, -0.1)}, "betas are"),
+        ({"eps": -1e-8}, "eps is -1e-08"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+    ],
+)
+def test_numbers_out_of_range(options, message):
+    trained = parameters()
+    with pytest.raises(minift.InputError, match=message):
+        AdamW(trained, **options)
+    with pytest.raises(minift.InputError, match=message):
+        AdamW([{"params": trained[:1]}, {"params": trained[1:], **options}])
+
+
 # ---- Which parameters decay ----
 
 

@@ -1,6 +1,7 @@
 """What `minift doctor` examines: the model of a directory with its training file, or what a script is about to step."""
 
 import json
+import math
 import re
 import runpy
 import shlex
@@ -37,14 +38,27 @@ class Examined(NamedTuple):
     optimizer: AdamW
     many: Batch | None = None
     """More texts of the training file, since a batch is often too small to tell whether labels belong to texts."""
+    backward: bool = True
+    """Whether a script's model had a gradient when the script's optimizer was about to step."""
+
+
+NO_BACKWARD = Finding(
+    "no-backward",
+    "optimizer.step()",
+    "when it is first called, no trained parameter has a gradient",
+    "call loss.backward() before it, and optimizer.zero_grad() only after it",
+)
+"""What a script alone can show: `doctor` sees a fine-tuning before its backward pass."""
 
 
 def examine(examined: Examined) -> list[Finding]:
-    """What `doctor` finds, and whether the labels of many texts belong to them."""
+    """What `doctor` finds, whether the labels of many texts belong to them, and whether a script goes backward."""
     found = doctor(examined.model, examined.batch, examined.optimizer)
     known = {finding.name for finding in found}
     if examined.many is not None and not known & {"labels-shuffled", "label-out-of-range"}:
         found += labels_belong_to_texts(Case(examined.model, examined.many, examined.optimizer))
+    if not examined.backward:
+        found.insert(0, NO_BACKWARD)
     return found
 
 
@@ -77,9 +91,15 @@ def case_of_directory(
     examples = model.read(train, columns)
     model.prepare(examples)
     seed = _option(run, "seed", TrainingConfig.seed, int)
-    size = batch_size or _option(run, "batch-size", TrainingConfig.batch_size, int)
+    size = _option(run, "batch-size", TrainingConfig.batch_size, int) if batch_size is None else batch_size
+    if size < 1:
+        raise InputError(f"batch_size is {size}, expected 1 or more")
     batch = next(model.batches(examples, size, seed=seed))
-    rate = learning_rate or _option(run, "learning-rate", TrainingConfig.learning_rate, float)
+    rate = learning_rate
+    if rate is None:
+        rate = _option(run, "learning-rate", TrainingConfig.learning_rate, float)
+    if not 0 < rate < math.inf:
+        raise InputError(f"learning_rate is {rate}, expected a finite number above 0")
     decay = _option(run, "weight-decay", TrainingConfig.weight_decay, float)
     method = model.method or apply_method(model, "full")
     optimizer = AdamW(method.parameter_groups(model, rate, decay))
@@ -141,9 +161,10 @@ def case_of_script(script: Path) -> Examined:
     if "model" not in seen:
         raise InputError(f"{script}: no minift model was used before the first optimizer.step()")
     model, batch = seen["model"], seen["batch"]
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = None  # the doctor is asked before a step, and the script was about to take it
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    backward = not trained or any(parameter.grad is not None for parameter in trained)
+    for parameter in trained:
+        parameter.grad = None  # the doctor is asked before a step, and the script was about to take it
     if batch.labels is None and "targets" in seen:
         targets = seen["targets"]
         if isinstance(targets, np.ndarray) and targets.dtype.kind == "f":
@@ -152,7 +173,7 @@ def case_of_script(script: Path) -> Examined:
             batch.labels = label_indices(targets, model.labels, model.outputs)
     if batch.labels is None:
         raise InputError(f"{script}: its batch has no labels; make it with model.pack(texts, labels)")
-    return Examined(model, batch, seen["optimizer"])
+    return Examined(model, batch, seen["optimizer"], backward=backward)
 
 
 @contextmanager

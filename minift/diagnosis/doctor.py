@@ -31,6 +31,8 @@ class Check(NamedTuple):
 
 NO_LOSS = ("label-out-of-range", "all-labels-ignored")
 """With these there is no loss, and nothing can be said of gradients and steps."""
+NO_RATE = ("impossible-rate",)
+"""With this no step can be told from another."""
 CHANCE = ("dropout-in-evaluation",)
 FORWARD = (
     "attention-across-texts", "batch-dependent", "future-leak", "wrong-positions", "transposed-weight",
@@ -82,9 +84,10 @@ CHECKS = [
     Check(gradients.backwards_are_right, NO_LOSS),
     Check(gradients.history_is_whole, (*NO_LOSS, *FORWARD, "no-gradient", "wrong-gradient")),
     Check(steps.gradients_are_fresh, NO_LOSS),
-    Check(steps.step_is_adamw),
-    Check(steps.what_moves, (*NO_LOSS, "frozen-moves")),
-    Check(learning.rate_is_sensible, (*NO_LOSS, *MOVES, *LOSS)),
+    Check(steps.rates_are_numbers),
+    Check(steps.step_is_adamw, NO_RATE),
+    Check(steps.what_moves, (*NO_LOSS, *NO_RATE, "frozen-moves")),
+    Check(learning.rate_is_sensible, (*NO_LOSS, *NO_RATE, *MOVES, *LOSS)),
     Check(learning.loss_at_the_start, (*NO_LOSS, *LOSS, *FORWARD, *CHANCE)),
     Check(learning.learns_by_heart, (*NO_LOSS, *MOVES, *LOSS, *FORWARD, "rate-too-high", "labels-shuffled")),
 ]

@@ -50,6 +50,19 @@ def gradients_are_fresh(case: Case) -> Iterator[Finding]:
             return
 
 
+def rates_are_numbers(case: Case) -> Iterator[Finding]:
+    """The rate of each group is a finite number, 0 or more: NaN spoils all weights at once, below 0 the loss rises."""
+    rates = [group["lr"] for group in case.optimizer.param_groups]
+    wrong = [number for number, rate in enumerate(rates) if not 0 <= rate < np.inf]
+    if wrong:
+        yield Finding(
+            "impossible-rate",
+            some([f"optimizer.param_groups[{number}]" for number in wrong]),
+            f"lr is {some([f'{rates[number]:g}' for number in wrong])}, where a finite number, 0 or more, was expected",
+            "look for a division by 0 where the rate or its schedule is computed; minift find-lr looks for a rate",
+        )
+
+
 # ---- The formula ---------------------------------------------------------------------------------
 
 VARIANTS = {
