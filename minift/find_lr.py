@@ -10,7 +10,7 @@ grid's best is suggested; where they do not, nothing is.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minift import checkpoint
@@ -19,7 +19,7 @@ from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.evaluate import evaluate
 from minift.optim import SCHEDULES, Schedule
-from minift.train import Beginning, TrainingConfig, begin, warmup_steps
+from minift.train import Beginning, TrainingConfig, begin, each_warning_once, warmup_steps
 
 PAGE = "find_lr.md"
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -35,11 +35,20 @@ EXPLODED = 4.0
 
 @dataclass(frozen=True)
 class RateSearch(TrainingConfig):
-    """Everything that decides how a rate is looked for: a fine-tuning's options, of which `epochs` and
-    `learning_rate` are not asked, and how long to try."""
+    """Everything that decides how a rate is looked for: a fine-tuning's options, and how long to try."""
 
     steps: int = 100
     """Steps of the range test, and of each run of the grid. Short runs like higher rates than long ones."""
+
+    # What a search does not ask for is no option of it, in Python and on the command line.
+    epochs: int = field(default=TrainingConfig.epochs, init=False)
+    learning_rate: float = field(default=TrainingConfig.learning_rate, init=False)
+    save_every: int = field(default=TrainingConfig.save_every, init=False)
+    resume: bool = field(default=TrainingConfig.resume, init=False)
+    overwrite: bool = field(default=TrainingConfig.overwrite, init=False)
+    watch: bool = field(default=TrainingConfig.watch, init=False)
+    port: int = field(default=TrainingConfig.port, init=False)
+    tensorboard: bool = field(default=TrainingConfig.tensorboard, init=False)
 
 
 class FoundRate(NamedTuple):
@@ -59,8 +68,21 @@ class FoundRate(NamedTuple):
         return self.rates[least] / 10 if least > 0 else None
 
     @property
+    def finite_losses(self) -> list[float]:
+        """The grid's losses that are numbers."""
+        return [loss for loss in self.grid.values() if math.isfinite(loss)]
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether several of the grid's losses are numbers, and all the same one."""
+        return len(self.finite_losses) > 1 and len(set(self.finite_losses)) == 1
+
+    @property
     def grid_rate(self) -> float | None:
-        """The rate with the least loss on the dev set; None where that is the last rate there is to either side."""
+        """The rate with the least loss on the dev set; None where no loss is a number, where all are the same, and
+        where it is the last rate there is to either side."""
+        if not self.finite_losses or self.all_alike:
+            return None
         best = min(self.grid, key=lambda rate: self.grid[rate])
         return best if RATES[0] < best < RATES[-1] else None
 
@@ -85,8 +107,9 @@ def find_lr(config: RateSearch) -> FoundRate:
     if config.steps < 10:
         raise InputError(f"steps is {config.steps}, expected 10 or more")
     checkpoint.make_directory(config.out)  # what is wrong with it is said before minutes of training
-    rates, losses = range_test(config)
-    found = FoundRate(rates, losses, grid(lambda rate: dev_loss(config, rate)))
+    with each_warning_once():
+        rates, losses = range_test(config)
+        found = FoundRate(rates, losses, grid(lambda rate: dev_loss(config, rate)))
     checkpoint.write_text(config.out / PAGE, page(found))
     return found
 
@@ -197,6 +220,13 @@ def verdict(found: FoundRate) -> str:
     ours, theirs = found.grid_rate, found.range_rate
     if found.suggestion is not None:
         return f"Suggestion: {ours:.0e}. It did best on the dev set, and the range test reads {theirs:.1e}."
+    if not found.finite_losses:
+        return "No suggestion: the loss on the dev set is infinite or no number at all rates of the grid."
+    if found.all_alike:
+        return (
+            f"No suggestion: the loss on the dev set is {found.finite_losses[0]:.4g} at all rates of the grid "
+            "where it is a number."
+        )
     if ours is None:
         return (
             "No suggestion: the grid did best at the end of all that it may try, so the best may lie beyond."

@@ -7,7 +7,6 @@ each running the same command, share one.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -15,7 +14,7 @@ import sqlite3
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,11 +24,13 @@ from minift.errors import DivergedError, InputError
 from minift.evaluate import evaluate
 from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
-from minift.train import ASIDE, TrainingConfig, finetune
+from minift.train import ASIDE, TrainingConfig, check_options, decisive_options, each_warning_once, finetune
 
 STORAGE = "sweep.db"
 PAGE = "results.md"
 BEST = "best"
+DIVERGED = "diverged"
+"""Under this name the storage keeps why a run left the numbers."""
 LOCK_SECONDS = 20.0
 """How long to wait for another process that writes the storage."""
 ALIVE_SECONDS = 60
@@ -52,53 +53,33 @@ def sweep(config: Sweep) -> dict[str, Any]:
     """Fine-tune until the sweep has `config.trials` runs; returns the best one's values and its dev metrics.
 
     The directory `config.out` then holds sweep.db, results.md and, under best/, what the best run wrote. A run whose
-    loss stops being a number counts as one that was ended early. Raises InputError where there is no dev set or no
-    Optuna, for an unknown task, for a search that names no option, for a storage that stays locked, and where no run
-    came to its end.
+    loss stops being a number counts as one that was ended early; with `config.overwrite` a sweep begins anew. Raises
+    InputError where there is no dev set or no Optuna, for options out of range, for a search that names no option, or
+    one twice, for a storage that stays locked, and where no run came to its end.
     """
     optuna = _optuna()
-    dev_file = config.dev
-    if dev_file is None:
+    if config.dev is None:
         raise InputError("a sweep needs --dev: it searches for what does best there")
     if config.trials < 1:
         raise InputError(f"trials is {config.trials}, expected 1 or more")
-    space = dict(_parse(written) for written in config.search)
-    for task in space.get("task", [config.task]):
-        if task not in TASKS:
-            raise InputError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
+    space = _space(config)
+    options = decisive_options(config)
     checkpoint.make_directory(config.out)
+    if config.overwrite:
+        _remove(config.out)
     path = config.out / STORAGE
-
-    def objective(trial) -> float:
-        if _rank(trial) >= config.trials:
-            raise _EnoughError
-        values = {name: _suggest(trial, name, choices) for name, choices in space.items()}
-        run = _run_config(config, values, config.out / f"trial-{trial.number}")
-        dev_set = TASKS[run.task].read(dev_file, Columns(run.text_column, run.pair_column, run.label_column))
-
-        def report(model: TaskModel, epoch: int) -> None:
-            trial.report(judged(evaluate(model, dev_set, run.batch_size)), epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        def judged(metrics: dict[str, float]) -> float:
-            score = _score(metrics)
-            trial.set_user_attr("metrics", metrics)
-            return score
-
-        try:
-            return judged(finetune(run, after_epoch=report)["after"])
-        except DivergedError as error:
-            raise optuna.TrialPruned from error
-
     try:
         study = _study(optuna, path)
-        _same_sweep(study, config)
-        while _another_run_is_due(optuna, study, config.trials):
-            study.optimize(objective, n_trials=1, catch=_EnoughError)
-            _keep_best(study, config.out)
+        _same_sweep(study, path, options)
+        with each_warning_once():
+            while _another_run_is_due(optuna, study, config.trials):
+                study.optimize(
+                    lambda trial: _run(optuna, trial, config, space), n_trials=1, catch=_EnoughError
+                )
+                _keep_best(study, config.out)
         _keep_best(study, config.out)
-        page, best = _page(study, space), _best(study.trials)
+        trials = study.trials
+        page, best = _page(trials, space), _best(trials)
     except Exception as error:
         cause = _cause_in_storage(error)
         if cause is None:
@@ -108,8 +89,25 @@ def sweep(config: Sweep) -> dict[str, Any]:
     checkpoint.write_text(own, page)
     os.replace(own, config.out / PAGE)
     if best is None:
-        raise InputError(f"{config.out / PAGE}: all runs were ended early, so none is the best")
+        reasons = [
+            f"; run {each.number}: {each.user_attrs[DIVERGED]}"
+            for each in trials
+            if DIVERGED in each.user_attrs
+        ]
+        raise InputError(
+            f"{config.out / PAGE}: all runs were ended early, so none is the best{''.join(reasons[:1])}"
+        )
     return {"values": best.params, "metrics": best.user_attrs["metrics"], "page": page}
+
+
+def _remove(out: Path) -> None:
+    """Remove an earlier sweep: its storage first, which must not tell of directories that are gone."""
+    for path in sorted(out.glob(f"{STORAGE}*")):
+        path.unlink()
+    for name in (PAGE, BEST):
+        (out / name).unlink(missing_ok=True)
+    for path in out.glob("trial-[0-9]*"):
+        shutil.rmtree(path)
 
 
 # ---- The storage, which several processes share ----------------------------------------------------
@@ -209,6 +207,26 @@ Choices = list[Any] | tuple[Any, Any]
 NOT_SEARCHED = {"train", "dev", "method_options", *ASIDE}
 
 
+def _space(config: Sweep) -> dict[str, Choices]:
+    """What is tried of each option that is searched.
+
+    Raises InputError for an option that there is not, that stands there twice, or that is out of range.
+    """
+    if not config.search:
+        raise InputError("search is empty: expected option=low:high or option=a,b")
+    space: dict[str, Choices] = {}
+    for written in config.search:
+        name, choices = _parse(written)
+        if name in space:
+            raise InputError(f"search {written!r}: {name} is searched twice")
+        space[name] = choices
+    first = {name: choices[0] for name, choices in space.items()}
+    for name, choices in space.items():
+        for value in choices:
+            check_options(_run_config(config, {**first, name: value}, config.out))
+    return space
+
+
 def _parse(written: str) -> tuple[str, Choices]:
     """("learning_rate", (2e-5, 1e-4)) from learning_rate=2e-5:1e-4, ("epochs", [2, 3]) from epochs=2,3."""
     name, equals, values = written.partition("=")
@@ -263,11 +281,35 @@ def _run_config(config: Sweep, values: dict[str, Any], out: Path) -> TrainingCon
     return TrainingConfig(**{**fields, **plain, **changes})
 
 
-def _same_sweep(study, config: Sweep) -> None:
+def _run(optuna, trial, config: Sweep, space: dict[str, Choices]) -> float:
+    """The score of one fine-tuning, for which Optuna chooses the values."""
+    if _rank(trial) >= config.trials:
+        raise _EnoughError
+    values = {name: _suggest(trial, name, choices) for name, choices in space.items()}
+    run = _run_config(config, values, config.out / f"trial-{trial.number}")
+    assert run.dev is not None
+    dev_set = TASKS[run.task].read(run.dev, Columns(run.text_column, run.pair_column, run.label_column))
+
+    def report(model: TaskModel, epoch: int) -> None:
+        trial.report(judged(evaluate(model, dev_set, run.batch_size)), epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    def judged(metrics: dict[str, float]) -> float:
+        score = _score(metrics)
+        trial.set_user_attr("metrics", metrics)
+        return score
+
+    try:
+        return judged(finetune(run, after_epoch=report)["after"])
+    except DivergedError as error:
+        trial.set_user_attr(DIVERGED, str(error))
+        raise optuna.TrialPruned from error
+
+
+def _same_sweep(study, path: Path, options: dict[str, Any]) -> None:
     """Raise InputError where the storage's sweep was begun with other options; their results would not compare."""
-    options = json.loads(json.dumps(asdict(config), default=str))
-    for name in ("trials", *ASIDE):
-        del options[name]
+    del options["trials"]  # of these it may have more
     begun = study.user_attrs.get("options")
     if begun is None:
         study.set_user_attr("options", options)
@@ -275,7 +317,8 @@ def _same_sweep(study, config: Sweep) -> None:
     for name, value in options.items():
         if begun.get(name) != value:
             raise InputError(
-                f"{config.out / STORAGE}: the sweep was begun with {name} = {begun.get(name)!r}, not {value!r}"
+                f"{path}: the sweep was begun with {name} = {begun.get(name)!r}, not {value!r}; "
+                "pass --overwrite to begin it anew"
             )
 
 
@@ -317,7 +360,7 @@ def _keep_best(study, out: Path) -> None:
             shutil.rmtree(out / f"trial-{trial.number}", ignore_errors=True)
 
 
-def _page(study, space: dict[str, Choices]) -> str:
+def _page(trials: list, space: dict[str, Choices]) -> str:
     """One page: every run, the best first."""
     names = list(space)
     lines = [
@@ -326,13 +369,14 @@ def _page(study, space: dict[str, Choices]) -> str:
         "| " + " | ".join(["run", "score", *names, "state", "seconds"]) + " |",
         "|" + "---|" * (len(names) + 4),
     ]
-    trials = [each for each in study.trials if each.state.is_finished() and each.params]
-    for trial in sorted(trials, key=lambda each: (each.state.name != "COMPLETE", -(each.value or 0))):
+    shown = [each for each in trials if each.state.is_finished() and each.params]
+    for trial in sorted(shown, key=lambda each: (each.state.name != "COMPLETE", -(each.value or 0))):
         metrics = trial.user_attrs.get("metrics")  # none of a run that diverged at once
         score = f"{next(iter(metrics.values())):.4f}" if metrics else ""
         values = [_short(trial.params.get(name)) for name in names]
         seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else ""
-        state = trial.state.name.lower()
+        why = trial.user_attrs.get(DIVERGED)
+        state = trial.state.name.lower() if why is None else f"{DIVERGED}: {why}"
         lines.append("| " + " | ".join([str(trial.number), score, *values, state, seconds]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -80,6 +80,20 @@ def test_it_suggests_only_what_both_say(range_rate, grid_rate, suggestion, said)
     assert said in verdict(found) and verdict(found) in page(found)
 
 
+@pytest.mark.parametrize(
+    ("losses", "best", "said"),
+    [
+        ([math.inf] * 3, None, "infinite or no number at all rates"),
+        ([0.7, 0.7, 0.7], None, "the loss on the dev set is 0.7 at all rates of the grid"),
+        ([0.7, 0.7, math.inf], None, "the loss on the dev set is 0.7 at all rates of the grid"),
+        ([math.inf, 0.7, math.inf], 1e-4, "Suggestion: 1e-04"),
+    ],
+)
+def test_no_rate_is_best_where_none_is_better(losses, best, said):
+    found = FoundRate([1e-6, 1e-3], [1.0, 0.5], dict(zip((3e-5, 1e-4, 3e-4), losses, strict=True)))
+    assert found.grid_rate == best and said in verdict(found)
+
+
 def test_a_rate_that_leaves_the_numbers_is_the_worst(tiny, tmp_path, compiled):
     assert dev_loss(search(tiny, tmp_path, max_grad_norm=1e30), 1e30) == math.inf
 
@@ -90,13 +104,14 @@ def test_out_is_looked_at_before_any_run(tiny, tmp_path):
         find_lr(search(tiny, tmp_path / "file", model="no model, so no run"))
 
 
-def test_a_loss_that_is_zero_throughout(tiny, tmp_path, compiled):
+def test_a_loss_that_is_zero_throughout(tiny, tmp_path, compiled, caplog):
     one = tmp_path / "one.conll"
     one.write_text("film\tO\n\n" * 20)
     options = {"model": str(tiny / "body"), "task": "token-classification", "train": one, "dev": one}
     found = find_lr(search(tiny, tmp_path, **options, steps=10))
     assert set(found.grid.values()) == {0.0} and found.suggestion is None
-    assert "never fell" in (tmp_path / PAGE).read_text()
+    assert len(caplog.messages) == 1, "every run of the search says the same of the new head"
+    assert "the loss on the dev set is 0 at all rates" in (tmp_path / PAGE).read_text()
 
 
 def test_a_model_that_is_no_number_from_the_start(tiny, tmp_path, compiled):
@@ -121,6 +136,13 @@ def test_the_command_line(tiny, tmp_path, capsys, compiled):
     assert main(["find-lr", "--model", str(tiny / "model"), *files, "--steps", "12"]) == 0
     written = (tmp_path / "rate" / "find_lr.md").read_text()
     assert written in capsys.readouterr().out and "The grid" in written
+
+
+def test_it_has_no_option_that_it_does_not_use(run):
+    status, printed, _ = run("find-lr", "--help")
+    assert status == 0 and "--steps" in printed and "--batch-size" in printed
+    unused = "epochs learning-rate save-every resume overwrite watch port tensorboard".split()
+    assert not [name for name in unused if f"--{name}" in printed]
 
 
 @pytest.mark.parametrize(

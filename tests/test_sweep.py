@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,10 +78,29 @@ def test_a_run_that_diverges_does_not_end_the_sweep(tiny, tmp_path, compiled, mo
     states = {each.params["learning_rate"]: each.state.name for each in stored(tmp_path).trials}
     assert states == {1e30: "PRUNED", 1e-3: "COMPLETE"}
     assert best["values"] == {"learning_rate": 1e-3}
-    with pytest.raises(
-        minift.InputError, match=r"results.md: all runs were ended early, so none is the best"
-    ):
+    said = r"results.md: all runs were ended early, so none is the best; run 0: (step 3: the loss became .*)"
+    with pytest.raises(minift.InputError, match=said) as caught:
         sweep(small(tiny, tmp_path / "all", trials=1, search=("learning_rate=1e30,2e30",), epochs=2))
+    reason = re.search(said, str(caught.value))[1]
+    assert f"| diverged: {reason} |" in (tmp_path / "all" / "results.md").read_text()
+
+
+def test_overwrite_begins_a_sweep_anew(tiny, tmp_path, compiled):
+    sweep(small(tiny, tmp_path, trials=2))
+    other = small(tiny, tmp_path, trials=1, search=("warmup=0.1,0.2",), epochs=1)
+    with pytest.raises(minift.InputError, match=r"begun with epochs = .*; pass --overwrite to begin it anew"):
+        sweep(other)
+    with pytest.raises(minift.InputError, match="there is no such file"):
+        sweep(replace(other, overwrite=True, dev=tmp_path / "none.tsv"))
+    assert len(stored(tmp_path).trials) == 2, "what cannot be begun replaces nothing"
+    assert sweep(replace(other, overwrite=True))["values"].keys() == {"warmup"}
+    assert len(stored(tmp_path).trials) == 1
+    assert [path.name for path in tmp_path.glob("trial-*")] == ["trial-0"]
+
+
+def test_what_every_run_warns_of_is_said_once(tiny, tmp_path, compiled, caplog):
+    sweep(small(tiny, tmp_path, model=str(tiny / "body"), trials=2))
+    assert len(caplog.messages) == 1 and "newly initialized" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("task", ["text-classification", "text-regression", "fill-mask"])
@@ -302,6 +323,9 @@ def runs_of(out, pid: int) -> int | None:
             {"search": ("task=multi-label,foo",)},
             "there is no task 'foo'; the tasks are text-classification, ",
         ),
+        ({"search": ()}, "search is empty: expected option=low:high or option=a,b"),
+        ({"search": ("epochs=1,2", "epochs=3,4")}, "search 'epochs=3,4': epochs is searched twice"),
+        ({"search": ("epochs=2,0",)}, "epochs is 0, expected 1 or more"),
         ({"search": ("epochs=2,2.5",)}, "search 'epochs=2,2.5': '2.5' is no int"),
         ({"search": ("max_length=1,much",)}, "search 'max_length=1,much': 'much' is no int"),
         ({"search": ("schedule=linear,slow",)}, "'slow' is none of linear, cosine, constant"),
