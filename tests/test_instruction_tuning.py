@@ -172,7 +172,9 @@ def test_predict_reads_what_the_task_is_trained_on(model, tmp_path, run):
     first, *others = printed.split("\n")
     assert first.endswith("  do\\n\\nit") and others == [first, first, ""]
     printed = run("predict", tmp_path / "model", "--file", path, "--json")[1]
-    assert json.loads(printed.splitlines()[0])["text"] == model.predict([("do", "it")])[0].text
+    said = json.loads(printed.splitlines()[0])
+    assert said["text"] == [{"role": "user", "content": "do\n\nit"}]
+    assert said["continuation"] == str(model.predict([("do", "it")])[0])
     path = write(tmp_path / "b.jsonl", [{"messages": []}])
     assert the_one_line(*run("predict", tmp_path / "model", "--file", path)) == (
         f"{path}, line 1: there is no message to answer"

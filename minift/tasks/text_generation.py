@@ -27,10 +27,10 @@ from minift.tensor import Tensor
 class Continuation(NamedTuple):
     """What the model writes after a prompt."""
 
-    text: str
+    continuation: str
 
     def __str__(self) -> str:
-        return self.text
+        return self.continuation
 
 
 class TextGeneration(TaskModel):
