@@ -126,7 +126,8 @@ def matmul_cases():
 
 
 def softmax_cases():
-    for rows, columns in ((1, 1), (5, 1), (3, 7), (13, 33), (4, 1003)):
+    # The last two are whole numbers of vector loads, of either type, and more of them than a few warps share.
+    for rows, columns in ((1, 1), (5, 1), (3, 7), (13, 33), (4, 1003), (7, 24), (1, 2056)):
         yield f"{rows}x{columns}", dict(x=normal(rows, columns, scale=3), dy=normal(rows, columns, seed=1))
     yield "three axes", dict(x=normal(2, 3, 5), dy=normal(2, 3, 5, seed=1))
     yield "no rows", dict(x=normal(0, 5), dy=normal(0, 5))
@@ -175,6 +176,14 @@ def attention_cases():
     yield (
         "causal, several tiles of both",
         case([140], key_lengths=[165], heads=2, key_heads=1, size=4, causal=True),
+    )
+    edges = [31, 32, 63, 64, 127, 128]
+    yield "at the edges of tiles", case(edges, heads=1, size=4)
+    yield "causal, at the edges of tiles", case(edges, heads=1, size=4, causal=True)
+    # The first query sees all of the first tile of 32 keys, or of 64, but one.
+    yield (
+        "causal, a key before the edges of tiles",
+        case([33, 65], key_lengths=[63, 127], heads=1, size=4, causal=True),
     )
     yield "queries and keys differ", case([4, 0, 7, 2], key_lengths=[9, 3, 2, 0], gap=1)
     yield "grouped queries", case([5, 12], heads=6, key_heads=2, causal=True)
@@ -228,7 +237,7 @@ def layer_norm_cases():
 
 
 def gelu_cases():
-    for shape in ((1,), (3, 7), (2, 3, 5), (1001,), (0, 4)):
+    for shape in ((1,), (3, 7), (2, 3, 5), (2101,), (0, 4)):
         yield f"{shape}", dict(x=normal(*shape, scale=2), dy=normal(*shape, seed=1))
     extremes = np.array([30.0, -30, 1e4, -1e4, 0, -0.0, 1e-30, -1e-30, 5, -5, 9, -9, np.nan])
     yield "extremes", dict(x=extremes, dy=np.ones(13))
@@ -268,6 +277,7 @@ def cross_entropy_cases():
     yield "weights", case(9, 5, weighted=True)
     yield "smoothing", case(9, 5, label_smoothing=0.1)
     yield "smoothing over many classes", case(2, 601, label_smoothing=0.1)
+    yield "smoothing over thousands of classes", case(2, 2051, label_smoothing=0.1)
     yield "weights and smoothing", case(9, 5, weighted=True, label_smoothing=0.3)
     ignored = np.array([0, -100, 2, -100])
     yield "ignored rows", case(4, 3, weighted=True, label_smoothing=0.1, targets=ignored)
@@ -301,12 +311,14 @@ def adamw_cases():
     yield "no decay", case((4, 3), weight_decay=0.0, step=2)
     yield "an empty array among others", case((4,), (0, 3), (2,))
     yield "no gradient yet", case((4, 3)) | dict(g=[np.zeros((4, 3))])
+    yield "gradients as small as eps", case((4, 3)) | dict(g=[normal(4, 3, scale=1e-8)])
 
 
 def grad_norm_cases():
     yield "one number", dict(gradients=[np.array([3.0])])
     yield "several arrays", dict(gradients=[normal(3, 5), normal(1), normal(2, 3, 4), normal(0, 7)])
     yield "longer than a chunk", dict(gradients=[normal(100_003), normal(17)])
+    yield "more arrays than a block has threads", dict(gradients=[normal(2, seed=i) for i in range(1100)])
     yield "squares beyond float32", dict(gradients=[np.full(5, 2.0**100), np.full(3, 2.0**-100)])
     yield "many equal squares", dict(gradients=[np.full(1 << 20, 1 + 2.0**-23)])
 
@@ -339,6 +351,8 @@ OPERATIONS = {
     "grad_norm": (run_grad_norm, grad_norm_cases),
     "summary": (run_summary, summary_cases),
 }
+
+CASES = {operation: cases for operation, (_, cases) in OPERATIONS.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -381,14 +395,14 @@ def cuda_c_rungs(operation):
     return [rung for rung in LADDERS[operation].rungs if family_of(rung) == "cuda_c"]
 
 
-def each_case(rungs_of, operations=None):
+def each_case(rungs_of, cases=CASES):
     """Run a test as (operation, rung, inputs) for every case of every operation and each of these rungs."""
     return pytest.mark.parametrize(
         ("operation", "rung", "inputs"),
         [
             pytest.param(operation, rung, inputs, id=f"{operation}-{rung}-{name}", marks=_marks(rung, inputs))
-            for operation in operations or OPERATIONS
-            for name, inputs in OPERATIONS[operation][1]()
+            for operation in cases
+            for name, inputs in cases[operation]()
             for rung in rungs_of(operation)
         ],
     )

@@ -3,8 +3,8 @@
 Every rung, on every case: the values of the float64 reference, the same bits twice, the same values from
 arrays that are not contiguous, and no byte read or written that it was not given.
 
-CUDA C runs on the CPU here (`test_cuda_c.py` has what only concerns CUDA C); Numba's CUDA kernels run where
-the simulator is on, which `test_numba_cuda.py` sees to.
+CUDA C runs on the CPU here (`test_cuda_c.py` has what only concerns CUDA C: it gives the same bits in every
+order of threads); Numba's CUDA kernels run where the simulator is on, which `test_numba_cuda.py` sees to.
 """
 
 import inspect
@@ -12,17 +12,25 @@ import inspect
 import numpy as np
 import pytest
 from guards import GuardedNumpy, guarded
-from kernel_cases import absolute_bound, as_float32, changed, check_close, each_case, run, rungs_to_test
+from kernel_cases import (
+    SIMULATING,
+    absolute_bound,
+    as_float32,
+    changed,
+    check_close,
+    each_case,
+    run,
+    rungs_to_test,
+)
 from minift_kernels import OPERATIONS as LADDERS
+from minift_kernels import arrays
 from minift_kernels.ladder import family_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN and infinity are among the inputs
 
 every_rung = each_case(rungs_to_test)
-rungs_of_the_cpu = each_case(
-    lambda operation: [
-        rung for rung in rungs_to_test(operation) if family_of(rung) in ("reference", "numba_cpu")
-    ]
+every_rung_but_cuda_c = each_case(
+    lambda operation: [rung for rung in rungs_to_test(operation) if family_of(rung) != "cuda_c"]
 )
 
 
@@ -36,7 +44,7 @@ def test_equals_the_float64_reference(operation, rung, inputs):
         check_close(got[name], want[name], where, LADDERS[operation].rungs[rung], absolute=absolute)
 
 
-@every_rung
+@every_rung_but_cuda_c
 def test_gives_the_same_bits_twice(operation, rung, inputs):
     if not getattr(LADDERS[operation].rungs[rung], "deterministic", True):
         pytest.skip("the rung adds in an order that changes, and says so")
@@ -51,12 +59,14 @@ def test_takes_arrays_that_are_not_contiguous(operation, rung, inputs):
     inputs = changed(inputs, as_float32)
     want = run(operation, rung, inputs)
     for spread in (every_second, column_by_column):
+        if spread is every_second and operation in ("matmul", "attention") and SIMULATING:
+            continue  # these rungs pass on what they are given, and the simulator refuses arrays with gaps
         got = run(operation, rung, changed(inputs, spread))
         for name in want:
             check_close(got[name], want[name], f"{spread.__name__} {name}", LADDERS[operation].rungs[rung])
 
 
-@rungs_of_the_cpu
+@every_rung_but_cuda_c
 def test_stays_inside_its_arrays(operation, rung, inputs, monkeypatch):
     inputs = changed(inputs, as_float32)
     want = run(operation, rung, inputs)
@@ -64,6 +74,7 @@ def test_stays_inside_its_arrays(operation, rung, inputs, monkeypatch):
     module = inspect.getmodule(LADDERS[operation].rungs[rung])
     if hasattr(module, "np"):
         monkeypatch.setattr(module, "np", numpy)  # what it allocates for its results
+    monkeypatch.setattr(arrays, "np", numpy)  # and so for what runs on a GPU too
     guards = []
     got = run(operation, rung, changed(inputs, lambda x: guarded(x, guards)))
     for name in want:
