@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                       # everything; writes results/gpu.md and results/gpu.json
     python benchmarks/gpu.py --only check memory   # some parts; those measured before stay in the files
     python benchmarks/gpu.py --rung softmax cuda_c_warp float32    # is this one right?
+    python benchmarks/gpu.py --only check --sanitizer racecheck    # does any thread read what another may be writing?
     python benchmarks/gpu.py --dry-run             # tiny shapes without a GPU: does the harness work?
 
 It needs CuPy, PyTorch and transformers beside minift's own dependencies, and runs from a checkout: nothing has to be
@@ -43,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rungs", default="", metavar="PREFIX", help="check only rungs so named, as cuda_c")
     parser.add_argument(
+        "--sanitizer",
+        choices=("memcheck", "racecheck", "initcheck", "synccheck"),
+        help="check under this tool of NVIDIA's compute-sanitizer, on small cases",
+    )
+    parser.add_argument(
         "--rung",
         nargs=3,
         metavar=("OPERATION", "RUNG", "DTYPE"),
@@ -54,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, help="the folder to write; benchmarks/results, or nothing on a dry run"
     )
     options = parser.parse_args(arguments)
+    if options.sanitizer and options.dry_run:
+        parser.error("a sanitizer watches a GPU; a dry run has none")
     with gpu_device.opened(options.dry_run) as stand_in:
         device = gpu_device.Device(stand_in, is_real=False) if options.dry_run else gpu_device.real_device()
         if options.rung:
@@ -84,7 +92,7 @@ def measure(device: gpu_device.Device, options: argparse.Namespace, arguments: l
     record["command"] = " ".join(["python benchmarks/gpu.py", *arguments])
     record["machine"] = gpu_device.describe(device)
     parts = {
-        "check": lambda: gpu_kernels.check(device, options.rungs),
+        "check": lambda: gpu_kernels.check(device, options.rungs, options.sanitizer),
         "memory": lambda: gpu_kernels.memory_bound(device, options.every_rung),
         "attention": lambda: gpu_kernels.attention(device),
         "products": lambda: gpu_kernels.products(device),

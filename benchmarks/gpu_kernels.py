@@ -43,12 +43,19 @@ SMALL = 300
 PATIENCE = 100
 """Seconds for a rung on all its cases, its compilation included. One that has no result by then hangs."""
 
+SANITIZED = 10
+"""A sanitizer takes so many times as long, at most."""
 
-def check(device: Device, rungs_like: str) -> list[dict]:
+SANITIZER_FOUND = 66
+"""The exit status by which a sanitizer is told to say that it found something."""
+
+
+def check(device: Device, rungs_like: str, sanitizer: str | None = None) -> list[dict]:
     """Every rung on every case of the contract tests, against the reference in float64 on the CPU.
 
     On a GPU each rung has a process of its own: compilers run beside each other, and after a kernel that breaks its
-    process's hold of the GPU the other rungs can still be checked. `rungs_like` is what their names begin with.
+    process's hold of the GPU the other rungs can still be checked. `rungs_like` is what their names begin with. With a
+    `sanitizer`, one of NVIDIA's compute-sanitizer, it watches the small cases.
     """
     from kernel_cases import BFLOAT16, OPERATIONS
 
@@ -63,21 +70,36 @@ def check(device: Device, rungs_like: str) -> list[dict]:
     if not device.is_real:
         return [check_rung(device, *rung, SMALL) for rung in rungs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_check_in_a_process, rungs))
+        return list(pool.map(partial(check_in_a_process, sanitizer=sanitizer), rungs))
 
 
-def _check_in_a_process(rung: tuple[str, str, np.dtype]) -> dict:
-    """What `gpu.py --rung softmax cuda_c_warp float32` prints, which is what `check_rung` returns."""
+def check_in_a_process(rung: tuple[str, str, np.dtype], sanitizer: str | None = None) -> dict:
+    """What `gpu.py --rung softmax cuda_c_warp float32` prints, which is what `check_rung` returns.
+
+    What a sanitizer found makes the rung wrong, too.
+    """
     operation, name, dtype = rung
     command = [sys.executable, sys.argv[0], "--rung", operation, name, dtype.name]
+    patience = PATIENCE
+    if sanitizer is not None:
+        options = ["--tool", sanitizer, "--error-exitcode", str(SANITIZER_FOUND)]
+        command, patience = ["compute-sanitizer", *options, *command, "--small-cases"], SANITIZED * PATIENCE
     result = {"operation": operation, "rung": name, "dtype": dtype.name, "cases": 0}
     try:
-        done = subprocess.run(command, timeout=PATIENCE, capture_output=True, text=True)
+        done = subprocess.run(command, timeout=patience, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
-        return result | {"wrong": [f"no result after {PATIENCE} s"]}
-    if not done.stdout:
+        return result | {"wrong": [f"no result after {patience} s"]}
+    lines = done.stdout.splitlines()
+    results = [line for line in lines if line.startswith("{")]
+    if not results:
         return result | {"wrong": [f"exit {done.returncode}: {' '.join(done.stderr.split())[-300:]}"]}
-    return json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(results[-1])
+    if done.returncode == SANITIZER_FOUND:
+        found = [line.strip("= ") for line in lines if line.startswith("=========")]
+        result["wrong"].append(
+            f"{sanitizer}: {'; '.join(found[1:4])}"
+        )  # the first line is the sanitizer's name
+    return result
 
 
 def check_rung(device: Device, operation: str, name: str, dtype: np.dtype, largest: int) -> dict:

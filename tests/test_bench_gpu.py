@@ -1,6 +1,7 @@
 """The benchmark of the GPU runs whole without one, so that the first minutes on a GPU are spent on measuring."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -43,6 +44,27 @@ def test_operations_that_a_gpu_has_by_cupy_alone(operation, bench, monkeypatch):
 
     monkeypatch.setattr(kernel_cases, "OPERATIONS", {operation: kernel_cases.OPERATIONS[operation]})
     assert bench(["--dry-run", "--only", "check"]) == 0
+
+
+@pytest.mark.parametrize(("found", "status"), [("ERROR: Race reported", 66), ("0 errors", 0)])
+def test_what_a_sanitizer_finds_makes_a_rung_wrong(bench, monkeypatch, tmp_path, found, status):
+    """Of compute-sanitizer there is only what it prints, and its exit status, in the way that it was asked for."""
+    import gpu_kernels
+
+    result = {"operation": "softmax", "rung": "cuda_c_warp", "dtype": "float32", "cases": 3, "wrong": []}
+    (tmp_path / "rung.py").write_text(
+        f"import sys; assert sys.argv[-1] == '--small-cases'; print({json.dumps(result)!r})"
+    )
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(
+        f"#!/bin/sh\n[ $2 = racecheck ] && [ $4 = 66 ] || exit 1\nshift 4\necho ========= COMPUTE-SANITIZER\n"
+        f'"$@" || exit 1\necho ========= {found}\nexit {status}\n'
+    )
+    sanitizer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "rung.py")])
+    got = gpu_kernels.check_in_a_process(("softmax", "cuda_c_warp", gpu_kernels.FLOAT32), "racecheck")
+    assert got == result | {"wrong": ["racecheck: ERROR: Race reported"] if status else []}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="running CUDA C on the CPU needs g++")
