@@ -1,4 +1,9 @@
-"""Arrays with a fence around them: a read beyond the end sees NaN, a write beyond it changes the fence."""
+"""Arrays in places that tests choose: inside a fence, or side by side.
+
+Behind a fence a read beyond the end sees NaN, and a write beyond it changes the fence.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,23 +29,38 @@ def guarded(x: np.ndarray, guards: list[Guard]) -> np.ndarray:
     return inside
 
 
-class GuardedNumpy:
-    """numpy, except that new arrays stand inside a fence, and that empty ones are full of NaN."""
+class SideBySide:
+    """Memory in which each array begins where the one before it ends, but for what aligns it."""
 
     def __init__(self):
-        self.guards: list[Guard] = []
+        self.memory, self.used = np.empty(1 << 22, np.uint8), 0
+
+    def place(self, x: np.ndarray) -> np.ndarray:
+        """A copy of x behind all that was placed before."""
+        start = -(-self.used // 8) * 8
+        self.used = start + x.nbytes
+        copy = self.memory[start : self.used].view(x.dtype).reshape(x.shape)
+        copy[...] = x
+        return copy
+
+
+class PlacingNumpy:
+    """numpy, except that new arrays are where `place` copies them, and that empty ones are full of NaN."""
+
+    def __init__(self, place: Callable[[np.ndarray], np.ndarray]):
+        self.place = place
 
     def __getattr__(self, name):
         return getattr(np, name)
 
     def empty(self, shape, dtype=np.float64):
-        return guarded(np.full(shape, np.nan, dtype), self.guards)
+        return self.place(np.full(shape, np.nan, dtype))
 
     def zeros(self, shape, dtype=np.float64):
-        return guarded(np.zeros(shape, dtype), self.guards)
+        return self.place(np.zeros(shape, dtype))
 
     def full(self, shape, value, dtype=np.float64):
-        return guarded(np.full(shape, value, dtype), self.guards)
+        return self.place(np.full(shape, value, dtype))
 
     def empty_like(self, x, order="K"):
         return self.empty(x.shape, x.dtype)

@@ -127,7 +127,7 @@ def matmul_cases():
 
 def softmax_cases():
     # The last two are whole numbers of vector loads, of either type, and more of them than a few warps share.
-    for rows, columns in ((1, 1), (5, 1), (3, 7), (13, 33), (4, 1003), (7, 24), (1, 2056)):
+    for rows, columns in ((1, 1), (5, 1), (3, 7), (3, 19), (13, 33), (4, 1003), (7, 24), (1, 2056)):
         yield f"{rows}x{columns}", dict(x=normal(rows, columns, scale=3), dy=normal(rows, columns, seed=1))
     yield "three axes", dict(x=normal(2, 3, 5), dy=normal(2, 3, 5, seed=1))
     yield "no rows", dict(x=normal(0, 5), dy=normal(0, 5))
@@ -224,7 +224,7 @@ def layer_norm_cases():
         )
         return arrays | change
 
-    for t, h in ((1, 3), (1, 7), (3, 33), (131, 20), (5, 385), (3, 600)):
+    for t, h in ((1, 3), (1, 7), (1, 19), (3, 33), (131, 20), (5, 385), (3, 600)):
         yield f"{t}x{h}", case(t, h)
     yield "wider than a warp holds", case(2, 1028)
     yield "no residual", case(67, 12, residual=False)
@@ -237,7 +237,7 @@ def layer_norm_cases():
 
 
 def gelu_cases():
-    for shape in ((1,), (3, 7), (2, 3, 5), (2101,), (0, 4)):
+    for shape in ((1,), (3, 7), (19,), (2, 3, 5), (2101,), (0, 4)):
         yield f"{shape}", dict(x=normal(*shape, scale=2), dy=normal(*shape, seed=1))
     extremes = np.array([30.0, -30, 1e4, -1e4, 0, -0.0, 1e-30, -1e-30, 5, -5, 9, -9, np.nan])
     yield "extremes", dict(x=extremes, dy=np.ones(13))
@@ -271,7 +271,7 @@ def cross_entropy_cases():
         weights = dict(class_weights=abs(normal(classes, seed=1))) if weighted else {}
         return dict(targets=targets, dlosses=normal(rows, seed=2)) | weights | options
 
-    for rows, classes in ((1, 1), (1, 2), (5, 3), (33, 17), (3, 1003)):
+    for rows, classes in ((1, 1), (1, 2), (5, 3), (1, 19), (33, 17), (3, 1003)):
         yield f"{rows}x{classes}", case(rows, classes)
     yield "no rows", case(0, 3)
     yield "weights", case(9, 5, weighted=True)
@@ -307,6 +307,7 @@ def adamw_cases():
     yield "first step", case((3, 5), (1,), (7,))
     yield "later step", case((3, 5), (1,), (7,), step=1000)
     yield "longer than a chunk", case((33, 1001), (2,), step=3)
+    yield "a vector and a rest", case((19,), step=5)
     yield "scaled gradients", case((4, 3), gradient_scale=0.25)
     yield "no decay", case((4, 3), weight_decay=0.0, step=2)
     yield "an empty array among others", case((4,), (0, 3), (2,))

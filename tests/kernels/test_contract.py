@@ -11,7 +11,7 @@ import inspect
 
 import numpy as np
 import pytest
-from guards import GuardedNumpy, guarded
+from guards import PlacingNumpy, SideBySide, guarded
 from kernel_cases import (
     SIMULATING,
     absolute_bound,
@@ -19,6 +19,7 @@ from kernel_cases import (
     changed,
     check_close,
     each_case,
+    elements,
     run,
     rungs_to_test,
 )
@@ -29,6 +30,9 @@ from minift_kernels.ladder import family_of
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN and infinity are among the inputs
 
 every_rung = each_case(rungs_to_test)
+rungs_of_the_cpu = each_case(
+    lambda operation: [rung for rung in rungs_to_test(operation) if family_of(rung) == "numba_cpu"]
+)
 every_rung_but_cuda_c = each_case(
     lambda operation: [rung for rung in rungs_to_test(operation) if family_of(rung) != "cuda_c"]
 )
@@ -54,6 +58,30 @@ def test_gives_the_same_bits_twice(operation, rung, inputs):
         assert first[name].tobytes() == second[name].tobytes(), name
 
 
+@rungs_of_the_cpu
+def test_gives_the_same_bits_wherever_arrays_lie(operation, rung, inputs, monkeypatch):
+    """Compilers make two loops of one: where arrays are so near that they might overlap, numbers go one by one."""
+    if elements(inputs) > 100_000:
+        pytest.skip("arrays of this size are never near each other throughout")
+    inputs = changed(inputs, as_float32)
+    apart = run(operation, rung, changed(inputs, lambda x: guarded(x, [])))
+    for given in inputs:  # results begin where this one ends
+        memory = SideBySide()
+        allocate_by(memory.place, operation, rung, monkeypatch)
+        near = run(operation, rung, changed(inputs, memory.place, leave=inputs.keys() - {given}))
+        for name in apart:
+            assert np.asarray(near[name]).tobytes() == np.asarray(apart[name]).tobytes(), (given, name)
+
+
+def allocate_by(place, operation, rung, monkeypatch):
+    """Have what a rung allocates for its results lie where `place` copies it."""
+    numpy = PlacingNumpy(place)
+    module = inspect.getmodule(LADDERS[operation].rungs[rung])
+    if hasattr(module, "np"):
+        monkeypatch.setattr(module, "np", numpy)
+    monkeypatch.setattr(arrays, "np", numpy)  # for rungs that run on a GPU too
+
+
 @every_rung
 def test_takes_arrays_that_are_not_contiguous(operation, rung, inputs):
     inputs = changed(inputs, as_float32)
@@ -70,16 +98,12 @@ def test_takes_arrays_that_are_not_contiguous(operation, rung, inputs):
 def test_stays_inside_its_arrays(operation, rung, inputs, monkeypatch):
     inputs = changed(inputs, as_float32)
     want = run(operation, rung, inputs)
-    numpy = GuardedNumpy()
-    module = inspect.getmodule(LADDERS[operation].rungs[rung])
-    if hasattr(module, "np"):
-        monkeypatch.setattr(module, "np", numpy)  # what it allocates for its results
-    monkeypatch.setattr(arrays, "np", numpy)  # and so for what runs on a GPU too
     guards = []
+    allocate_by(lambda x: guarded(x, guards), operation, rung, monkeypatch)
     got = run(operation, rung, changed(inputs, lambda x: guarded(x, guards)))
     for name in want:
         assert got[name].tobytes() == want[name].tobytes(), name
-    for guard in guards + numpy.guards:
+    for guard in guards:
         guard.check()
 
 

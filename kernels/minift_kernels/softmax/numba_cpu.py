@@ -36,8 +36,11 @@ def _softmax(x, y):
     total = np.float32(0)
     for c in range(len(x)):
         y[c] = exp(x[c] - shift)
+    # A loop of its own. In the one above x and y might overlap, for all that the compiler knows, so where they lie near
+    # each other it takes numbers one by one: a sum would then be rounded in another order.
+    for c in range(len(y)):
         total += y[c]
-    for c in range(len(x)):
+    for c in range(len(y)):
         y[c] *= np.float32(1) / total
 
 
