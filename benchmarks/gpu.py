@@ -13,6 +13,7 @@ README.md says how each number is taken.
 
 import argparse
 import json
+import shutil
 import sys
 import time
 import traceback
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.sanitizer and options.dry_run:
         parser.error("a sanitizer watches a GPU; a dry run has none")
+    if options.sanitizer and shutil.which("compute-sanitizer") is None:
+        parser.error("there is no compute-sanitizer on the PATH; NVIDIA's CUDA toolkit has it")
     with gpu_device.opened(options.dry_run) as stand_in:
         device = gpu_device.Device(stand_in, is_real=False) if options.dry_run else gpu_device.real_device()
         if options.rung:

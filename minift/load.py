@@ -22,9 +22,6 @@ from minift.tokenizer import Tokenizer
 
 log = logging.getLogger("minift")
 
-UNNAMED = ["LABEL_0", "LABEL_1"]
-"""The labels that transformers takes where a config.json names none."""
-
 NO_HEAD = (
     "this checkpoint has no trained head; fine-tune it first (in Python, labels=[...] gives it a new head)"
 )
@@ -68,24 +65,27 @@ def load(
         model = _load_part(directory, description, task, labels, max_length)
         return model.to(dtype, device).compute_in(precision).train()
     config = checkpoint.read_config(directory)
-    own = _own_labels(config, str(directory / "config.json")) or UNNAMED
-    if new_head and labels is not None and set() < set(map(str, labels)) <= set(own):
+    own = _own_labels(config, str(directory / "config.json"))
+    if new_head and labels is not None and own is not None and set() < set(map(str, labels)) <= set(own):
         labels = own  # in the order that the head was trained in
     model, report = _load_whole(name, directory, config, task, labels, max_length, new_head)
     body = f"{model.architecture.body_name}."
     new_in_head = [key for key in report.initialized if not key.startswith(body)]
     if new_in_head and labels is None and not new_head:
         raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
-    names = list(model.labels or ())
-    if not new_in_head and names != own and sorted(names) == sorted(own):
-        raise InputError(
-            f"{name}: labels are {', '.join(names)}; its head was trained for {', '.join(own)}, in this order"
-        )
+    names = model.labels
+    if own is not None and names is not None and not new_in_head:
+        _check_order(name, names, own)
+        if list(names) != own:
+            log.warning(
+                "%s: the labels of its head, %s, are called %s", name, ", ".join(own), ", ".join(names)
+            )
     if report.initialized or report.unused:
         line = f"{name}: {report}"
         if set(report.initialized) & set(report.unused):
-            asked = ", ".join(names) or _name_of(type(model))
-            line += f"; its head was trained for {', '.join(own)}, the new one is for {asked}"
+            before = "of another shape" if own is None else f"trained for {', '.join(own)}"
+            after = ", ".join(names or [_name_of(type(model))])
+            line += f"; its head was {before}, the new one is for {after}"
         log.warning("%s", line)
     return model.to(dtype, device).compute_in(precision).train()
 
@@ -101,7 +101,7 @@ def _load_whole(
 ) -> tuple[TaskModel, checkpoint.KeyReport]:
     """The model of a directory that holds all its weights, but for a head that it may lack, and what was found.
 
-    With `new_head` a head for other labels is left unused.
+    With `new_head` a head for other labels, or of another shape, is left unused.
     """
     source = str(directory / "config.json")
     architecture = architecture_of(config_json, source)
@@ -113,8 +113,8 @@ def _load_whole(
     with skip_init():
         model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
     _restore_settings(model, config_json)
-    new_head = new_head and not _serves(_own_labels(config_json, source) or UNNAMED, model)
-    report = fill(model, directory, config.initializer_range, new_head)
+    answers = _answers(_own_labels(config_json, source), model)
+    report = fill(model, directory, config.initializer_range, keep_head=answers, new_head=new_head)
     model.source = str(Path(name).expanduser().resolve() if Path(name).expanduser().is_dir() else name)
     model.drawn = tuple(report.initialized)
     return model, report
@@ -142,6 +142,8 @@ def _load_part(
         source = str(base_directory / "config.json")
         config = saved.implied_config(description, directory, base_config)
     make = _task(task, labels, config, architecture_of(config, source))
+    if make.has_labels and labels is not None:
+        _check_order(directory, list(map(str, labels)), _own_labels(config, source))
     labels = _labels(make, labels, config, source)
     # The part brings its own head, so that it does not matter which labels the base model's is for.
     model, _ = _load_whole(
@@ -175,18 +177,21 @@ def _restore_settings(model: TaskModel, config: Mapping[str, Any]) -> None:
 
 
 def fill(
-    model: TaskModel, directory: Path, initializer_range: float, new_head: bool = False
+    model: TaskModel, directory: Path, initializer_range: float, keep_head: bool, new_head: bool
 ) -> checkpoint.KeyReport:
     """Set every parameter from the checkpoint in `directory`, and draw those it lacks; returns which are which.
 
-    With `new_head` the head is drawn, and what the checkpoint has in its place is unused.
+    With `new_head` the head is drawn, too, where it is not to be kept or has another shape; what the checkpoint has in
+    its place is then unused.
 
     Raises InputError for a damaged file, for a wrong shape, and for a checkpoint that has nothing of the model.
     """
     tensors = checkpoint.read_tensors(directory, np.float32)
     key_of = {model.architecture.current_name(key): key for key in tensors}
     parameters = dict(model.named_parameters())
-    replaced = [name for name in head_parameters(model) if name in key_of] if new_head else []
+    head = [name for name in head_parameters(model) if name in key_of]
+    fits = all(tensors.shapes[key_of[name]] == parameters[name].shape for name in head)
+    replaced = head if new_head and not (keep_head and fits) else []
     key_of = {name: key for name, key in key_of.items() if name not in replaced}
     report = checkpoint.match_keys(
         {name: tensors.shapes[key] for name, key in key_of.items()},
@@ -204,17 +209,24 @@ def fill(
     return replace(report, unused=[*report.unused, *replaced])
 
 
-def _serves(own: list[str], model: TaskModel) -> bool:
+def _answers(own: list[str] | None, model: TaskModel) -> bool:
     """Whether a head that was trained for the labels `own` answers the model's question.
 
-    It does where it has as many outputs and they have the same names, or none on one of the two sides: LABEL_0 in the
-    checkpoint, or 0 in the examples.
+    It does where the names are the same, or missing on one side: LABEL_0 in the checkpoint, or 0 in the examples.
     """
-    if len(own) != model.outputs:
-        return False
-    unnamed = [f"LABEL_{index}" for index in range(len(own))]
-    indices = [str(index) for index in range(len(own))]
-    return model.labels is None or own == unnamed or list(model.labels) in (own, indices)
+    if own is None or model.labels is None:
+        return True
+    names, indices = list(model.labels), [str(index) for index in range(len(own))]
+    unnamed = [f"LABEL_{index}" for index in indices]
+    return names == own or own == unnamed or (names == indices and not any(name.isdigit() for name in own))
+
+
+def _check_order(name: str | Path, labels: Sequence[str], own: list[str] | None) -> None:
+    """Raise InputError where the labels are those that a head was trained for, but in another order."""
+    if own is not None and list(labels) != own and sorted(labels) == sorted(own):
+        raise InputError(
+            f"{name}: labels are {', '.join(labels)}; its head was trained for {', '.join(own)}, in this order"
+        )
 
 
 def _task(

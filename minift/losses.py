@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from minift_kernels import cross_entropy as cross_entropy_kernels
-from minift_kernels.arrays import array_namespace
+from minift_kernels.arrays import array_namespace, wide_dtype
 
 from minift.device import as_numpy
 from minift.errors import InputError
@@ -48,7 +48,8 @@ def cross_entropy(
     if indices.shape != (rows,):
         raise InputError(f"cross_entropy: {indices.size} targets for {rows} rows of logits")
     counted = indices != ignore_index
-    weights = None if class_weights is None else class_weights.astype(logits.dtype)
+    dtype = wide_dtype(logits)  # of losses, and of what weighs them
+    weights = None if class_weights is None else class_weights.astype(dtype)
     if on_gpu:
         weights = None if weights is None else xp.asarray(weights)
         total = (counted if weights is None else weights[xp.where(counted, indices, 0)] * counted).sum()
@@ -58,7 +59,7 @@ def cross_entropy(
         total = counted.sum() if weights is None else as_numpy(weights)[indices[counted]].sum()
         if total == 0:
             raise InputError(f"cross_entropy: all {rows} targets are ignored, so there is nothing to average")
-    total = total.astype(logits.dtype)
+    total = total.astype(dtype)
 
     logits_data = logits.data
     weights = None if weights is None else xp.asarray(weights)
@@ -67,7 +68,7 @@ def cross_entropy(
 
     def backward(dy):
         # d loss_r / d logit_rc = softmax(logits_r)_c - target_rc, each row weighted 1 / total in the mean
-        dlosses = xp.full(rows, dy / total, dtype=logits_data.dtype)
+        dlosses = xp.full(rows, dy / total, dtype=dtype)
         return (cross_entropy_kernels.backward(dlosses, logits_data, logsumexp, *options),)
 
     return Tensor(losses.sum() / total, parents=(logits,), backward=backward)

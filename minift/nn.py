@@ -241,14 +241,19 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float):
-        if not 0 <= p <= 1:
-            raise InputError(f"dropout is {p}, expected a probability from 0 to 1")
-        self.p = p
+        self.p = checked_dropout(p)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
         return ops.dropout(x, self.p, random.default_generator.next_key())
+
+
+def checked_dropout(p: float) -> float:
+    """p. Raises InputError unless it is a probability."""
+    if not 0 <= p <= 1:
+        raise InputError(f"dropout is {p}, expected a probability from 0 to 1")
+    return p
 
 
 def _uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:

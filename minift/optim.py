@@ -107,7 +107,9 @@ def _check_numbers(group: dict) -> None:
     for name in ("lr", "eps", "weight_decay"):
         if not 0 <= group[name] < math.inf:
             raise InputError(f"AdamW: {name} is {group[name]}, expected a finite number, 0 or more")
-    if not all(0 <= beta < 1 for beta in group["betas"]):  # a beta of 1 would divide by 1 - 1^t
+    if len(group["betas"]) != 2 or not all(
+        0 <= beta < 1 for beta in group["betas"]
+    ):  # a beta of 1 would divide by 1 - 1^t
         raise InputError(f"AdamW: betas are {group['betas']}, expected two numbers from 0 to below 1")
 
 

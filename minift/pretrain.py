@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minift import checkpoint, random
+from minift.device import explaining_out_of_memory
 from minift.errors import InputError
 from minift.models import MODELS
 from minift.models.architecture import ModelConfig, initialize
@@ -21,7 +22,16 @@ from minift.models.llama import LlamaConfig
 from minift.tasks import TASKS
 from minift.tasks.documents import Documents
 from minift.tokenizer import BERT_SPECIAL_TOKENS, Tokenizer
-from minift.train import LOG, TrainingConfig, check_directory, check_options, check_types, finetune
+from minift.train import (
+    LOG,
+    TrainingConfig,
+    begin,
+    check_directory,
+    check_options,
+    check_types,
+    settle_types,
+    train,
+)
 
 START = "start"
 """The directory, in the one that is written, of the model before its training."""
@@ -69,7 +79,11 @@ class PretrainingConfig:
     text_column: str | None = None
     """The column of the text; `sentence` or `text` if not given."""
 
+    def __post_init__(self):
+        settle_types(self)
 
+
+@explaining_out_of_memory()
 def pretrain(config: PretrainingConfig) -> dict:
     """Train a new model on plain text and write the directory `config.out`, as `finetune` does; returns its metrics.
 
@@ -107,10 +121,13 @@ def pretrain(config: PretrainingConfig) -> dict:
     tokenizer = learn_tokenizer(Documents(config.train, config.text_column).texts, config)
     model = TASKS[task](architecture, new_shape(config, tokenizer), None, tokenizer)
     initialize(dict(model.named_parameters()), model.config.initializer_range)
+    if config.dev is not None:
+        Documents(config.dev, config.text_column)  # what is wrong with it is said before anything is replaced
     checkpoint.make_directory(config.out)
     with checkpoint.writing_alone(config.out / LOG):
+        check_directory(config.out, config.overwrite)  # again: another run may have ended meanwhile
         model.save(config.out / START)
-    return finetune(training)
+        return train(training, begin(training))
 
 
 def new_shape(config: PretrainingConfig, tokenizer: Tokenizer) -> ModelConfig:

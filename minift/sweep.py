@@ -24,7 +24,16 @@ from minift.errors import DivergedError, InputError
 from minift.evaluate import evaluate
 from minift.tasks import TASKS
 from minift.tasks.task_model import TaskModel
-from minift.train import ASIDE, TrainingConfig, check_options, decisive_options, each_warning_once, finetune
+from minift.train import (
+    ASIDE,
+    TrainingConfig,
+    begin,
+    check_options,
+    check_types,
+    decisive_options,
+    each_warning_once,
+    finetune,
+)
 
 STORAGE = "sweep.db"
 PAGE = "results.md"
@@ -58,6 +67,7 @@ def sweep(config: Sweep) -> dict[str, Any]:
     one twice, for a storage that stays locked, and where no run came to its end.
     """
     optuna = _optuna()
+    check_types(config)
     if config.dev is None:
         raise InputError("a sweep needs --dev: it searches for what does best there")
     if config.trials < 1:
@@ -66,7 +76,8 @@ def sweep(config: Sweep) -> dict[str, Any]:
     options = decisive_options(config)
     checkpoint.make_directory(config.out)
     if config.overwrite:
-        _remove(config.out)
+        begin(_run_config(config, {name: choices[0] for name, choices in space.items()}, config.out))
+        _remove(config.out)  # now that a run can begin
     path = config.out / STORAGE
     try:
         study = _study(optuna, path)
@@ -89,13 +100,13 @@ def sweep(config: Sweep) -> dict[str, Any]:
     checkpoint.write_text(own, page)
     os.replace(own, config.out / PAGE)
     if best is None:
-        reasons = [
+        reasons = (
             f"; run {each.number}: {each.user_attrs[DIVERGED]}"
             for each in trials
             if DIVERGED in each.user_attrs
-        ]
+        )
         raise InputError(
-            f"{config.out / PAGE}: all runs were ended early, so none is the best{''.join(reasons[:1])}"
+            f"{config.out / PAGE}: all runs were ended early, so none is the best{next(reasons, '')}"
         )
     return {"values": best.params, "metrics": best.user_attrs["metrics"], "page": page}
 

@@ -159,7 +159,12 @@ class Tensor:
         return as_numpy(self.data)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """What `np.asarray` and plotting libraries ask for: the values, without their history."""
+        """What `np.asarray` and plotting libraries ask for.
+
+        Raises TypeError for a tensor with a history, which an array has not: gradients would silently be lost.
+        """
+        if self.requires_grad:
+            raise TypeError("a tensor with a history is no array: take .numpy() of it, or .detach() it")
         return np.array(self.numpy(), dtype, copy=copy)
 
     def __repr__(self) -> str:

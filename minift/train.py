@@ -1,4 +1,4 @@
-"""Fine-tuning: from a file of labelled texts to a directory with a trained model. The loop is in `_train`."""
+"""Fine-tuning: from a file of labelled texts to a directory with a trained model. The loop is in `train`."""
 
 import json
 import logging
@@ -107,10 +107,7 @@ class TrainingConfig:
     """The column of the label; `label`, or what the task calls it (`labels`, `score`), if not given."""
 
     def __post_init__(self):
-        for name, kind in {"train": Path, "dev": Path, "out": Path, "model": str}.items():
-            value = getattr(self, name)
-            if isinstance(value, str | Path):  # in Python either will do
-                object.__setattr__(self, name, kind(value))  # the class is frozen
+        settle_types(self)
 
 
 class Beginning(NamedTuple):
@@ -175,11 +172,21 @@ def finetune(
     start = begin(config)
     checkpoint.make_directory(config.out)
     with checkpoint.writing_alone(config.out / LOG):
-        return _train(config, start, after_epoch)
+        check_directory(
+            config.out, config.overwrite, config.resume
+        )  # again: another run may have ended meanwhile
+        return train(config, start, after_epoch)
 
 
-def _train(config: TrainingConfig, start: Beginning, after_epoch: Callable[[TaskModel, int], None]) -> dict:
-    """Go all steps that a run has left, and write its model and metrics, which are returned."""
+def train(
+    config: TrainingConfig,
+    start: Beginning,
+    after_epoch: Callable[[TaskModel, int], None] = lambda model, epoch: None,
+) -> dict:
+    """Go all steps that a run has left, and write its model and metrics, which are returned.
+
+    Whoever calls it keeps other processes away, as `finetune` does.
+    """
     from tqdm import tqdm  # here, because it takes as long to import as twenty files of minift
 
     model, method, optimizer, train_set, dev_set = start
@@ -219,7 +226,7 @@ def _train(config: TrainingConfig, start: Beginning, after_epoch: Callable[[Task
                 number = progress.step + 1
                 told = _step(model, run_pass, batch, optimizer, movement, number, config.max_grad_norm)
                 if number == first:
-                    _give_up_what_came_later(config.out, progress, log)
+                    _remove_what_is_replaced(config.out, progress, log)
                 schedule.step()
                 journal.add({"step": number, "epoch": epoch + 1, **told}, batch)
                 if config.save_every and number % config.save_every == 0:
@@ -230,8 +237,8 @@ def _train(config: TrainingConfig, start: Beginning, after_epoch: Callable[[Task
         return _conclude(config, model, dev_set, progress, report, board)
 
 
-def _give_up_what_came_later(out: Path, progress: training_state.Progress, log: BufferedWriter) -> None:
-    """Remove what the directory holds of steps behind `progress`: of a new run, whatever an earlier one left there.
+def _remove_what_is_replaced(out: Path, progress: training_state.Progress, log: BufferedWriter) -> None:
+    """Remove what an earlier run left, or, where one goes on, what its log says of steps that are taken again.
 
     Called when a step has been taken: what is wrong with a run has mostly shown by then, and nothing was lost.
     """
@@ -381,6 +388,20 @@ KINDS: dict[Any, Any] = {float: float | int, tuple: tuple | list}
 """What will do for a type beside itself."""
 
 
+def settle_types(config: Any) -> None:
+    """Make of text that is to be a path a path, of a path that is to be text text, and of NumPy's numbers Python's."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        kinds = get_args(kind) or (kind,)
+        if isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, str) and Path in kinds:
+            value = Path(value)
+        elif isinstance(value, Path) and Path not in kinds and str in kinds:
+            value = str(value)
+        object.__setattr__(config, name, value)  # the class is frozen
+
+
 def check_types(config: Any) -> None:
     """Raise InputError where a field of a dataclass holds what its type does not allow."""
     for name, kind in get_type_hints(type(config)).items():
@@ -455,7 +476,7 @@ def check_directory(out: Path, overwrite: bool, resume: bool = False) -> None:
     if held and not resume:
         advice = "--resume or --overwrite" if training_state.FILE in held else "--overwrite"
         raise InputError(f"{out} already holds a run ({', '.join(held)}); pass {advice}")
-    # With a log alone, a run was stopped before its first state; a model that lies there was given up to that run.
+    # A log alone is of a run that was stopped before its first state; a model that lies there was given up to that run.
     stopped = resume and (out / LOG).exists()
     if not held and not stopped:
         checkpoint.check_no_model(out)

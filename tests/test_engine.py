@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minift import Tensor, detect_anomaly, manual_seed, no_grad, ops
+from minift import Tensor, detect_anomaly, manual_seed, mse_loss, no_grad, ops
 from minift.nn import Linear, Module, ModuleList
 
 
@@ -128,9 +128,16 @@ def test_array_times_tensor_is_a_tensor():
 
 def test_a_tensor_is_its_values_for_numpy_and_python():
     x = Tensor([1.0, 2.5], requires_grad=True)
-    np.testing.assert_array_equal(np.asarray(x), [1.0, 2.5])
-    assert np.asarray(x).dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(x.detach()), [1.0, 2.5])
+    assert np.asarray(x.detach()).dtype == np.float32
     assert float(x[1:].sum()) == 2.5
+
+
+def test_a_history_is_not_lost_on_the_way_to_an_array():
+    x = Tensor([1.0, 2.5], requires_grad=True)
+    for lose in (np.asarray, lambda y: mse_loss(x, y), lambda y: x * [y.sum(), y.sum()]):
+        with pytest.raises(TypeError, match="a tensor with a history is no array"):
+            lose(x * 2.0)
 
 
 @pytest.mark.parametrize("seed", ["x", 1.5, None])

@@ -174,14 +174,28 @@ def test_a_head_for_other_labels_is_replaced(tiny, caplog, labels):
     [(["LABEL_0", "LABEL_1"], ["no", "yes"]), (["no", "yes"], ["0", "1"]), (None, ["a", "b"])],
 )
 def test_a_head_without_names_takes_those_of_the_examples_in_their_order(tmp_path, caplog, own, labels):
+    """And says so, because nobody can know that the order is right."""
     trained = make_model(tmp_path / "words", labels=own or ["LABEL_0", "LABEL_1"])
     trained.save(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     if own is None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": None}))
     model = minift.load(tmp_path / "model", labels=labels, new_head=True)
-    assert list(model.labels) == labels and caplog.messages == []
+    assert list(model.labels) == labels
+    told = own and f"the labels of its head, {', '.join(own)}, are called {', '.join(labels)}"
+    assert caplog.messages == ([f"{tmp_path / 'model'}: {told}"] if told else [])
     np.testing.assert_array_equal(model.classifier.weight.data, trained.classifier.weight.data)
+
+
+def test_a_head_of_a_task_without_labels_is_kept_whatever_a_config_names(tmp_path, caplog):
+    trained = make_model(tmp_path / "words", task="question-answering")
+    trained.save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    names = {"0": "entailment", "1": "neutral", "2": "contradiction"}  # of what it was trained for before
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": names}))
+    model = minift.load(tmp_path / "model", "question-answering", new_head=True)
+    assert caplog.messages == []
+    np.testing.assert_array_equal(model.qa_outputs.weight.data, trained.qa_outputs.weight.data)
 
 
 def test_a_head_of_classes_is_replaced_by_one_for_a_number(tiny, caplog):

@@ -9,7 +9,7 @@ from minift_kernels import use_kernels
 from tiny import rows, write_tsv
 
 import minift
-from minift import checkpoint
+from minift import checkpoint, train
 from minift.cli import main
 from minift.generation import Sampling
 from minift.models import MODELS
@@ -247,9 +247,11 @@ def test_batches_of_two_models_drawn_in_turn(family, tmp_path):
         assert [batch.ids.tolist() for batch in pair] == [alone[0][number], alone[1][number]]
 
 
-def test_a_prompt_without_tokens_says_which(tmp_path):
-    with pytest.raises(minift.InputError, match="text 2 of 3 has no tokens, so nothing that could go on"):
-        make("gpt2", tmp_path).predict(["the", "", "cat"])
+def test_nothing_goes_on_from_a_text_without_tokens(tmp_path):
+    model = make("gpt2", tmp_path)
+    first, nothing, last = map(str, model.predict(["the", "", "cat"]))
+    assert nothing == ""
+    assert [first, last] == list(map(str, model.predict(["the", "cat"])))
 
 
 # ---- Masks ----
@@ -297,6 +299,8 @@ def test_fillings_come_for_every_mask(tmp_path):
     assert list(one.words[0]) == list(alone.words[0])
     assert one.words[0] == pytest.approx(alone.words[0], rel=1e-6)  # MKL rounds by a product's shape
     assert list(one.words[0].values()) == sorted(one.words[0].values(), reverse=True)
+    nothing, again = model.predict(["", "the [MASK]at"])
+    assert nothing.words == [] and again.words == alone.words
     with pytest.raises(minift.InputError, match=r"text 2 of 2: there is no \[MASK\] in 'the cat'"):
         model.predict(["[MASK]", "the cat"])
 
@@ -357,13 +361,21 @@ def test_pretraining_replaces_nothing_by_mistake(held, tmp_path, capsys):
     assert main(["pretrain", *paths, *shape, "--overwrite"]) == 0
 
 
-def test_pretraining_that_failed_is_repeated(tmp_path, capsys):
+def test_pretraining_that_failed_is_repeated(tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_text(TEXT)
     paths = ["--train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
     shape = "--layers 1 --heads 2 --width 16 --context 24 --tokens characters".split()
     assert main(["pretrain", *paths, *shape, "--epochs", "0"]) == 2
     assert not (tmp_path / "out").exists()
     assert main(["pretrain", *paths, *shape, "--dev", str(tmp_path / "none.txt")]) == 2
+    assert not (tmp_path / "out").exists()
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.AdamW, "step", stop)
+        assert main(["pretrain", *paths, *shape]) == 130
     assert (tmp_path / "out" / "start" / "config.json").exists()
     assert main(["pretrain", *paths, *shape]) == 0, capsys.readouterr().err
 

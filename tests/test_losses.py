@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 from gradcheck import check_gradients
@@ -87,6 +88,13 @@ def test_all_ignored():
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
 def test_smoothing_out_of_range(smoothing):
     assert "label_smoothing is" in error([0] * ROWS, label_smoothing=smoothing)
+
+
+def test_logits_in_16_bits_have_losses_and_weights_in_32():
+    logits = Tensor(LOGITS.astype(ml_dtypes.bfloat16), requires_grad=True)
+    loss = minift.cross_entropy(logits, [0] * ROWS, class_weights=np.ones(5), label_smoothing=0.1)
+    loss.backward()
+    assert loss.dtype == np.float32 and logits.grad.dtype == logits.dtype
 
 
 def test_logits_of_another_kind():

@@ -289,6 +289,13 @@ def test_parts_for_another_base_model(model, tiny, tmp_path):
         minift.load(tmp_path / "part")
 
 
+def test_a_part_keeps_the_order_of_its_labels(model, tmp_path):
+    minift.apply_method(model, "lora")
+    model.save(tmp_path / "part")
+    with pytest.raises(minift.InputError, match="its head was trained for negative, positive, in this order"):
+        minift.load(tmp_path / "part", labels=["positive", "negative"])
+
+
 def test_a_config_that_says_nothing_is_named(model, tmp_path):
     minift.apply_method(model, "lora")
     model.save(tmp_path / "part")

@@ -92,6 +92,8 @@ def test_overwrite_begins_a_sweep_anew(tiny, tmp_path, compiled):
         sweep(other)
     with pytest.raises(minift.InputError, match="there is no such file"):
         sweep(replace(other, overwrite=True, dev=tmp_path / "none.tsv"))
+    with pytest.raises(minift.InputError, match="there is no such directory"):
+        sweep(replace(other, overwrite=True, model=str(tmp_path / "none")))
     assert len(stored(tmp_path).trials) == 2, "what cannot be begun replaces nothing"
     assert sweep(replace(other, overwrite=True))["values"].keys() == {"warmup"}
     assert len(stored(tmp_path).trials) == 1

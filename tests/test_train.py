@@ -289,6 +289,19 @@ def test_two_runs_do_not_write_to_one_directory(tiny, tmp_path, overwrite):
     assert [line["step"] for line in log_lines(tmp_path / "out")] == list(range(1, 17))
 
 
+def test_a_run_that_ended_while_another_began_is_not_replaced(tiny, tmp_path, monkeypatch):
+    begin = train.begin
+
+    def begin_slowly(started):
+        monkeypatch.undo()
+        finetune(config(tiny, tmp_path / "out"))
+        return begin(started)
+
+    monkeypatch.setattr(train, "begin", begin_slowly)
+    with pytest.raises(minift.InputError, match=r"already holds a run \(metrics.json\)"):
+        finetune(config(tiny, tmp_path / "out"))
+
+
 def test_a_damaged_state_is_named(tiny, tmp_path, monkeypatch):
     begun = stopped_run(tiny, tmp_path / "out", monkeypatch)
     path = begun.out / training_state.FILE

@@ -16,9 +16,7 @@ _FLOAT32, _BFLOAT16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF
 _IN_FLOAT32, _IN_TF32 = 68, 77  # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32
 _AS_IT_LIES, _TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 _DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
-_SUMS_IN_FLOAT32 = (
-    16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: else those of a split sum may be bfloat16
-)
+_SUMS_IN_FLOAT32 = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 
 _WORKSPACE_BYTES = 32 * 2**20
 """What NVIDIA recommends for Hopper. In a graph cuBLAS could not ask for it."""
@@ -98,6 +96,7 @@ class _Handle:
 
         self.address = ctypes.c_void_p()
         _check(_library().cublasCreate_v2(ctypes.byref(self.address)), "cublasCreate")
+        # Else the parts of a sum that several blocks share may be bfloat16.
         _check(_library().cublasSetMathMode(self.address, _SUMS_IN_FLOAT32), "cublasSetMathMode")
         self.workspace = cupy.cuda.memory.alloc(_WORKSPACE_BYTES)
         self.stream = None

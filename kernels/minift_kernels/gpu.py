@@ -88,6 +88,8 @@ def _compiled(file: Path, kernel: str):
     module = cupy.RawModule(code=code, options=options, name_expressions=built_together(source, kernel))
     try:
         return module.get_function(kernel)
+    except MemoryError:
+        raise
     except Exception as error:  # the compiler's own, or the driver's, which loads what was compiled
         raise KernelError(f"{file.name}: {kernel} cannot be made ready for this GPU: {error}") from error
 
@@ -175,6 +177,8 @@ class NumbaKernel:
             self.kernel = _numba_cuda().jit(self.ready())
         try:
             self.kernel[tuple(grid), tuple(block)](*arguments)
+        except MemoryError:
+            raise
         except Exception as error:  # Numba has as many kinds as there are ways to run a kernel
             shape = f"grid {tuple(grid)}, block {tuple(block)}"
             raise KernelError(f"{self.function.__qualname__} with {shape}: {error}") from error

@@ -7,7 +7,7 @@ from minift_kernels.arrays import array_namespace
 
 from minift import ops, random
 from minift.history import Array
-from minift.nn import Module
+from minift.nn import Module, checked_dropout
 from minift.tensor import Tensor
 
 
@@ -23,7 +23,7 @@ class SelfAttention(Module):
 
     def __init__(self, heads: int, dropout: float, causal: bool = False):
         self.heads = heads
-        self.dropout = dropout
+        self.dropout = checked_dropout(dropout)
         self.causal = causal
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, q_segments: Array, k_segments: Array) -> Tensor:

@@ -182,7 +182,7 @@ def read_word2vec(path: Path) -> tuple[list[str], np.ndarray]:
 def import_word2vec(path: Path, out: Path, pooling: str = "mean") -> None:
     """Write the vectors of a file as a model directory, which `minift finetune --model` takes.
 
-    Texts are read in lower case where all words of the file are.
+    Texts are read in lower case unless a tenth of the file's words have capitals: a few do in any file.
 
     Raises InputError for a file in another format and for an unknown pooling.
     """
@@ -197,7 +197,7 @@ def import_word2vec(path: Path, out: Path, pooling: str = "mean") -> None:
     backend = tokenizers.Tokenizer(
         models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=UNKNOWN)
     )
-    if all(word == word.lower() for word in words):
+    if sum(word != word.lower() for word in words) < len(words) / 10:
         backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
     backend.decoder = decoders.WordPiece()

@@ -141,11 +141,13 @@ class FillMask(TaskModel):
         return rank_outcomes(predictions)
 
     def predict(self, inputs: Any, batch_size: int = 32) -> list[Filling]:
-        """The likeliest words for every mask of each text. Raises InputError for a text without a mask."""
+        """The likeliest words for every mask of each text; an empty one has none. InputError for another without."""
         inputs = inputs if isinstance(inputs, list) else [inputs]
-        fillings = []
+        asked = [row for row, text in enumerate(inputs) if text]
+        fillings = [Filling([])] * len(inputs)
         with evaluating(self):
-            for rows in rows_of_batches(len(inputs), batch_size):
+            for chosen in rows_of_batches(len(asked), batch_size):
+                rows = [asked[number] for number in chosen]
                 batch = self.pack([inputs[row] for row in rows])
                 masks = np.add.reduceat(batch.ids == self.mask, batch.offsets[:-1])
                 for row, count in zip(rows, masks, strict=True):
@@ -157,9 +159,8 @@ class FillMask(TaskModel):
                 probabilities = softmax_kernels.forward(self.answer(batch).numpy())  # (masks, V)
                 words = [self.candidates(row) for row in probabilities]
                 ends = np.cumsum(masks)
-                fillings += [
-                    Filling(words[end - count : end]) for count, end in zip(masks, ends, strict=True)
-                ]
+                for row, count, end in zip(rows, masks, ends, strict=True):
+                    fillings[row] = Filling(words[end - count : end])
         return fillings
 
     def candidates(self, probabilities: np.ndarray) -> dict[str, float]:

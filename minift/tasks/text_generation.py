@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minift.data import Batch, Columns, SingleTexts
-from minift.errors import InputError
 from minift.generation import Sampling, generate
 from minift.losses import cross_entropy
 from minift.tasks.documents import (
@@ -114,10 +113,12 @@ class TextGeneration(TaskModel):
         return [self.tokenizer.decode(tokens) for tokens in written]
 
     def predict(self, inputs: Any, batch_size: int = 32) -> list[Continuation]:
-        """How each text goes on, the likeliest token at every step. Raises InputError for one without tokens."""
+        """How each text goes on, the likeliest token at every step; from a text without tokens nothing does."""
         inputs = inputs if isinstance(inputs, list) else [inputs]
-        for number, text in enumerate(inputs, start=1):
-            if not self.prompt(text):
-                raise InputError(f"text {number} of {len(inputs)} has no tokens, so nothing that could go on")
-        batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
-        return [Continuation(text) for prompts in batches for text in self.generate(prompts)]
+        written = [""] * len(inputs)
+        asked = [row for row, text in enumerate(inputs) if self.prompt(text)]
+        for start in range(0, len(asked), batch_size):
+            rows = asked[start : start + batch_size]
+            for row, text in zip(rows, self.generate([inputs[row] for row in rows]), strict=True):
+                written[row] = text
+        return [Continuation(text) for text in written]
