@@ -177,7 +177,11 @@ def _restore_settings(model: TaskModel, config: Mapping[str, Any]) -> None:
 
 
 def fill(
-    model: TaskModel, directory: Path, initializer_range: float, keep_head: bool, new_head: bool
+    model: TaskModel,
+    directory: Path,
+    initializer_range: float,
+    keep_head: bool = True,
+    new_head: bool = False,
 ) -> checkpoint.KeyReport:
     """Set every parameter from the checkpoint in `directory`, and draw those it lacks; returns which are which.
 
