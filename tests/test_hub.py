@@ -1,5 +1,6 @@
 """Where models come from. The hub is played by a server on this machine; nothing here uses the network."""
 
+import os
 import subprocess
 import sys
 import time
@@ -143,15 +144,18 @@ def test_what_was_fetched_before_does_without_the_hub(server, behaviour):
     assert resolve("somebody/tiny-bert") == directory
 
 
-def test_offline(server, monkeypatch):
-    from huggingface_hub import constants
+def test_offline(server, tmp_path):
+    """In processes, because some versions of the library read the variable only when they are imported."""
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "offline mode is enabled" in error("somebody/tiny-bert")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    directory = resolve("somebody/tiny-bert")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert resolve("somebody/tiny-bert") == directory
+    def resolved(offline):
+        code = "from minift.hub import resolve; print(resolve('somebody/tiny-bert'))"
+        environment = {**os.environ, "HF_HUB_OFFLINE": offline, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    assert "offline mode is enabled" in resolved("1").stderr.lower()
+    directory = resolved("0").stdout
+    assert directory.startswith(str(tmp_path / "cache"))
+    assert resolved("1").stdout == directory
 
 
 def test_no_such_model_or_revision(server):
