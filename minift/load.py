@@ -68,32 +68,35 @@ def load(
     own = _own_labels(config, str(directory / "config.json"))
     if new_head and labels is not None and own is not None and set() < set(map(str, labels)) <= set(own):
         labels = own  # in the order that the head was trained in
-    model, report = _load_whole(name, directory, config, task, labels, max_length, new_head)
+    model, report = _load_whole(name, directory, config, own, task, labels, max_length, new_head)
     body = f"{model.architecture.body_name}."
     new_in_head = [key for key in report.initialized if not key.startswith(body)]
     if new_in_head and labels is None and not new_head:
         raise InputError(f"{name}: {', '.join(new_in_head)} missing: {NO_HEAD}")
-    names = model.labels
-    if own is not None and names is not None and not new_in_head:
-        _check_order(name, names, own)
-        if list(names) != own:
-            log.warning(
-                "%s: the labels of its head, %s, are called %s", name, ", ".join(own), ", ".join(names)
-            )
+    if own is not None and model.labels is not None and not new_in_head:
+        _check_order(name, model.labels, own)
+        if list(model.labels) != own:
+            called = ", ".join(model.labels)
+            log.warning("%s: the labels of its head, %s, are called %s", name, ", ".join(own), called)
     if report.initialized or report.unused:
-        line = f"{name}: {report}"
-        if set(report.initialized) & set(report.unused):
-            before = "of another shape" if own is None else f"trained for {', '.join(own)}"
-            after = ", ".join(names or [_name_of(type(model))])
-            line += f"; its head was {before}, the new one is for {after}"
-        log.warning("%s", line)
+        log.warning("%s: %s%s", name, report, _about_the_head(model, report, own))
     return model.to(dtype, device).compute_in(precision).train()
+
+
+def _about_the_head(model: TaskModel, report: checkpoint.KeyReport, own: list[str] | None) -> str:
+    """What to add to a report: where a head was replaced, what it was for, and what the new one is for."""
+    if not set(report.initialized) & set(report.unused):
+        return ""
+    before = "of another shape" if own is None else f"trained for {', '.join(own)}"
+    after = ", ".join(model.labels or [_name_of(type(model))])
+    return f"; its head was {before}, the new one is for {after}"
 
 
 def _load_whole(
     name: str | Path,
     directory: Path,
     config_json: dict[str, Any],
+    own: list[str] | None,
     task: str | None,
     labels: Sequence[str] | None,
     max_length: int | None,
@@ -101,7 +104,7 @@ def _load_whole(
 ) -> tuple[TaskModel, checkpoint.KeyReport]:
     """The model of a directory that holds all its weights, but for a head that it may lack, and what was found.
 
-    With `new_head` a head for other labels, or of another shape, is left unused.
+    `own` are the labels in its config.json. With `new_head` a head for others, or of another shape, is left unused.
     """
     source = str(directory / "config.json")
     architecture = architecture_of(config_json, source)
@@ -113,8 +116,7 @@ def _load_whole(
     with skip_init():
         model = make(architecture, config, _labels(make, labels, config_json, source), tokenizer)
     _restore_settings(model, config_json)
-    answers = _answers(_own_labels(config_json, source), model)
-    report = fill(model, directory, config.initializer_range, keep_head=answers, new_head=new_head)
+    report = fill(model, directory, config.initializer_range, _answers(own, model), new_head)
     model.source = str(Path(name).expanduser().resolve() if Path(name).expanduser().is_dir() else name)
     model.drawn = tuple(report.initialized)
     return model, report
@@ -146,8 +148,9 @@ def _load_part(
         _check_order(directory, list(map(str, labels)), _own_labels(config, source))
     labels = _labels(make, labels, config, source)
     # The part brings its own head, so that it does not matter which labels the base model's is for.
+    own = _own_labels(base_config, str(base_directory / "config.json"))
     model, _ = _load_whole(
-        base, base_directory, base_config, _name_of(make), labels, max_length, new_head=True
+        base, base_directory, base_config, own, _name_of(make), labels, max_length, new_head=True
     )
     _restore_settings(model, config)
     if (directory / "tokenizer.json").exists():

@@ -134,9 +134,9 @@ def label_indices(
         return targets.astype(np.int64, copy=False).reshape(-1)
     names = {name: index for index, name in enumerate(labels or ())}
     indices = []
-    for target in (
-        list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
-    ):
+    if isinstance(targets, str) or not isinstance(targets, Iterable):
+        targets = [targets]
+    for target in targets:
         if isinstance(target, str):
             if target not in names:
                 known = ", ".join(names) or "not named: give its index"

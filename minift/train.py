@@ -172,9 +172,8 @@ def finetune(
     start = begin(config)
     checkpoint.make_directory(config.out)
     with checkpoint.writing_alone(config.out / LOG):
-        check_directory(
-            config.out, config.overwrite, config.resume
-        )  # again: another run may have ended meanwhile
+        # Again: another run may have ended while this one read its files.
+        check_directory(config.out, config.overwrite, config.resume)
         return train(config, start, after_epoch)
 
 

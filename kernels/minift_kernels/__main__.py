@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no operation {unknown[0]!r}; there are {', '.join(OPERATIONS)}")
     print(f"{host.thread_count()} threads; {gpu.why_no_gpu() or 'a GPU'}; best of several runs\n")
-    print(f"{'operation':<14} {'step':<22} {'rung':<21} {'ms':>9} {'speed-up':>9} {'difference':>11}")
+    print(f"{'operation':<14} {'step':<22} {'rung':<24} {'ms':>9} {'speed-up':>9} {'difference':>11}")
     right = [_compare(operation, xp) for operation in wanted or OPERATIONS for xp in _array_libraries()]
     return 0 if all(right) else 1
 
@@ -74,7 +74,7 @@ def _compare(operation: str, xp: ModuleType) -> bool:
     for (name, step), (_, tiny_step) in zip(*(STEPS[operation](s).items() for s in settings), strict=True):
         first_time, expected = 0.0, []
         for rung, module in OPERATIONS[operation].rungs.items():
-            line = f"{operation:<14} {name:<22} {rung:<21}"
+            line = f"{operation:<14} {name:<22} {rung:<24}"
             reason = why_not(rung, xp.empty(0, np.float32))
             if reason is not None:
                 if xp is np and gpu.why_no_gpu() is not None:

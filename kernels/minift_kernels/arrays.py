@@ -61,10 +61,10 @@ def check_shape(operation: str, name: str, x, shape: tuple[int, ...]) -> None:
 def check_array(operation: str, name: str, x, shape: tuple[int, ...], dtype) -> None:
     """Raise ValueError unless x, which the operation calls `name`, has this shape, and TypeError for another dtype."""
     check_shape(operation, name, x, shape)
-    check_dtype(operation, name, x, dtype)
+    check_same_dtype(operation, name, x, dtype)
 
 
-def check_dtype(operation: str, name: str, x, dtype) -> None:
+def check_same_dtype(operation: str, name: str, x, dtype) -> None:
     """Raise TypeError unless x has this dtype: a kernel on a GPU would read the bytes of another as if they were."""
     if x.dtype != dtype:
         raise TypeError(f"{operation}: {name} is {x.dtype}, not {dtype}, as the other arrays want")

@@ -10,7 +10,8 @@ debugger. In the same way Numba's kernels run on the GPU, or in Numba's simulato
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,17 @@ def launch(
         raise KernelError(f"{file.name}: {kernel} with {shape}: {error}") from error
 
 
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say by a KernelError what went wrong. Compilers, the driver and Numba each have exceptions of their own."""
+    try:
+        yield
+    except MemoryError:  # has an explanation of its own
+        raise
+    except Exception as error:
+        raise KernelError(f"{what}: {error}") from error
+
+
 @cache
 def _compiled(file: Path, kernel: str):
     """The kernel as CuPy compiles it for the GPU."""
@@ -86,12 +98,8 @@ def _compiled(file: Path, kernel: str):
     # CuPy keeps machine code by source and options. It must be forgotten when a header changes, too.
     code = f"{source}\n// headers: {_fingerprint_of_headers(file)}\n"
     module = cupy.RawModule(code=code, options=options, name_expressions=built_together(source, kernel))
-    try:
+    with _naming(f"{file.name}: {kernel} cannot be made ready for this GPU"):
         return module.get_function(kernel)
-    except MemoryError:
-        raise
-    except Exception as error:  # the compiler's own, or the driver's, which loads what was compiled
-        raise KernelError(f"{file.name}: {kernel} cannot be made ready for this GPU: {error}") from error
 
 
 def _fingerprint_of_headers(file: Path) -> str:
@@ -175,13 +183,8 @@ class NumbaKernel:
             return
         if self.kernel is None:
             self.kernel = _numba_cuda().jit(self.ready())
-        try:
+        with _naming(f"{self.function.__qualname__} with grid {tuple(grid)}, block {tuple(block)}"):
             self.kernel[tuple(grid), tuple(block)](*arguments)
-        except MemoryError:
-            raise
-        except Exception as error:  # Numba has as many kinds as there are ways to run a kernel
-            shape = f"grid {tuple(grid)}, block {tuple(block)}"
-            raise KernelError(f"{self.function.__qualname__} with {shape}: {error}") from error
 
     def ready(self) -> Callable:
         """The function, with what it needs to be compiled in its file."""

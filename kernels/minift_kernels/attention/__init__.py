@@ -25,7 +25,7 @@ The dropout mask of (query row t, head n, key j of its segment) is word j % 4 of
 (j // 4, t, n, 1), see `philox.py`; it is kept where the word is at least round(dropout 2^32).
 """
 
-from minift_kernels.arrays import check_array, check_dtype, wide_dtype
+from minift_kernels.arrays import check_array, check_same_dtype, wide_dtype
 from minift_kernels.attention import cuda_c, numba_cpu, numba_cuda, reference
 from minift_kernels.ladder import Ladder
 
@@ -75,7 +75,7 @@ def _check(q, k, v, q_segments, k_segments, heads):
     if k.shape != v.shape:
         raise ValueError(f"attention: k {k.shape} and v {v.shape} must have one shape")
     for name, x in (("k", k), ("v", v)):
-        check_dtype("attention", name, x, q.dtype)
+        check_same_dtype("attention", name, x, q.dtype)
     if q_segments.shape != k_segments.shape:
         raise ValueError(
             f"attention: {len(q_segments)} query segments cannot meet {len(k_segments)} key segments"

@@ -24,7 +24,7 @@ A linear layer, y = x W^T + bias, needs all three of one dy. `linear_backward` a
 a rung share them among its threads as it likes; a rung without this function is called three times.
 """
 
-from minift_kernels.arrays import check_dtype, check_shape
+from minift_kernels.arrays import check_same_dtype, check_shape
 from minift_kernels.ladder import Ladder
 from minift_kernels.matmul import cuda_c, numba_cpu, numba_cuda, reference
 
@@ -53,7 +53,7 @@ def forward(a, b, bias=None):
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: a {a.shape} and b {b.shape} do not fit")
-    check_dtype("matmul", "b", b, a.dtype)
+    check_same_dtype("matmul", "b", b, a.dtype)
     if bias is not None:
         check_shape("matmul", "bias", bias, b.shape[1:])
     return ladder.rung(a).forward(a, b, bias)
@@ -77,7 +77,7 @@ def linear_backward(dy, x, weight, bias: bool):
         raise ValueError(f"matmul: dy {dy.shape} and x {x.shape} do not fit")
     for name, factor in (("weight", weight), ("x", x)):
         if factor is not None:
-            check_dtype("matmul", name, factor, dy.dtype)
+            check_same_dtype("matmul", name, factor, dy.dtype)
     rung = ladder.rung(dy)
     if hasattr(rung, "linear_backward"):
         return rung.linear_backward(dy, x, weight, bias)
